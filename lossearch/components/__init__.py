@@ -1,0 +1,36 @@
+"""What the author of a component imports: decorators, ranges, fields."""
+
+from lossearch.components.component import Bound, Component, Paper, component_of
+from lossearch.components.decorators import (
+    balancer,
+    dataset,
+    loss,
+    metric,
+    miner,
+    model,
+    provider,
+    reweighting,
+)
+from lossearch.components.fields import FIELDS, TASKS
+from lossearch.components.params import ByTask, Choices, Given, Range
+
+__all__ = [
+    "FIELDS",
+    "TASKS",
+    "Bound",
+    "ByTask",
+    "Choices",
+    "Component",
+    "Given",
+    "Paper",
+    "Range",
+    "balancer",
+    "component_of",
+    "dataset",
+    "loss",
+    "metric",
+    "miner",
+    "model",
+    "provider",
+    "reweighting",
+]

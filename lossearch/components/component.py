@@ -1,0 +1,206 @@
+"""A component: a function or a module class, with what its signature and its decorator declare."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from torch import nn
+
+from lossearch.components.params import Signature, read_signature, validate
+from lossearch.errors import FieldError, PluginError, did_you_mean
+
+Kind = Literal[
+    "loss", "miner", "reweighting", "balancer", "metric", "dataset", "model", "provider"
+]
+Returns = Literal["per_sample", "per_anchor", "per_pair", "batch", "mask", "selection"]
+MARK = "__lossearch_component__"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a component comes from; ``link`` is a DOI or an arXiv number."""
+
+    title: str
+    year: int
+    link: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.year})" + (f", {self.link}" if self.link else "")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One entry of the registry: what it is, what it reads, what it can be tuned by.
+
+    Attributes:
+        name: Global, flat, snake_case.
+        kind: ``loss``, ``miner``, ``reweighting``, ``balancer``, ``metric``, ``dataset``,
+            ``model`` or ``provider``.
+        target: The decorated function or class itself.
+        task: The task or tasks that it serves, as declared.
+        paper: Its source.
+        returns: What a loss or a miner returns; a callable decides by the parameters.
+        auxiliary: A loss that only accompanies another.
+        maximize: Whether more of a metric is better.
+        gives: The fields that a provider makes.
+        vmappable: Whether ``torch.func.vmap`` may run it over members and hyperparameters.
+        reads_by: Which fields it reads, where that depends on the parameters.
+        cost: What it costs beyond one forward and backward, in words.
+    """
+
+    name: str
+    kind: Kind
+    target: Callable[..., Any]
+    task: str | tuple[str, ...]
+    paper: Paper | None = None
+    returns: Returns | Callable[[BaseModel], Returns] | None = None
+    auxiliary: bool = False
+    maximize: bool = True
+    gives: tuple[str, ...] = ()
+    vmappable: bool = False
+    reads_by: Callable[[BaseModel], Iterable[str]] | None = None
+    cost: str = ""
+
+    @cached_property
+    def signature(self) -> Signature:
+        return read_signature(self.name, self.target)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task,) if isinstance(self.task, str) else self.task
+
+    @property
+    def stateful(self) -> bool:
+        """Whether it is a module class, with state or learned parameters of its own."""
+        return isinstance(self.target, type)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The batch fields that it cannot do without."""
+        return self.signature.required
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]:
+        return self.signature.optional
+
+    @property
+    def Params(self) -> type[BaseModel]:  # noqa: N802 - it is a class
+        """The pydantic model of its hyperparameters."""
+        return self.signature.Params
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.target) or ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.split("\n", 1)[0]
+
+    def complete(
+        self, params: Mapping[str, Any], *, task: str | None = None, facts: Mapping[str, Any] = {}
+    ) -> BaseModel:
+        """Validate ``params``, filling in what the task decides and what the engine knows.
+
+        Raises:
+            ParameterError: an unknown parameter or an illegal value.
+        """
+        values = dict(params)
+        for parameter, by_task in self.signature.by_task.items():
+            if parameter not in values and task in by_task:
+                values[parameter] = by_task[task]
+        for parameter, fact in self.signature.facts.items():
+            if values.get(parameter) is None and fact in facts:
+                values[parameter] = facts[fact]
+        return validate(self.name, self.Params, values)
+
+    def reads(self, params: BaseModel | None = None) -> frozenset[str]:
+        """The fields that it needs at these parameters."""
+        if self.reads_by is not None and params is not None:
+            return frozenset(self.reads_by(params))
+        return frozenset(self.fields)
+
+    def returns_at(self, params: BaseModel) -> Returns | None:
+        """What it returns at these parameters."""
+        return self.returns(params) if callable(self.returns) else self.returns
+
+    def build(
+        self, *, task: str | None = None, facts: Mapping[str, Any] = {}, **params: Any
+    ) -> Bound:
+        """Bind it to its parameters; see :class:`Bound`."""
+        return Bound(self, self.complete(params, task=task, facts=facts))
+
+
+class Bound(nn.Module):
+    """A component bound to its parameters, called with a mapping of batch fields.
+
+    Fields that it does not read do no harm. State and learned parameters are those of the wrapped
+    module, so they travel in ``state_dict`` and ``parameters()``.
+    """
+
+    def __init__(self, component: Component, params: BaseModel) -> None:
+        super().__init__()
+        self.component = component
+        self.params = params
+        self._values = {name: getattr(params, name) for name in type(params).model_fields}
+        self._reads = component.reads(params)
+        self.module: nn.Module | None = (
+            component.target(**self._values) if component.stateful else None
+        )
+
+    def forward(self, batch: Mapping[str, Any]) -> Any:
+        """Call the component on the batch's fields.
+
+        Raises:
+            FieldError: the batch lacks a field that the component reads.
+        """
+        signature = self.component.signature
+        arguments: dict[str, Any] = {}
+        for field in signature.required + signature.optional:
+            if batch.get(field) is not None:
+                arguments[field] = batch[field]
+            elif field in self._reads or field in signature.required:
+                have = sorted(k for k, v in batch.items() if v is not None)
+                raise FieldError(
+                    f"{self.component.name} reads '{field}', which the batch lacks"
+                    f"{did_you_mean(field, have) or '.'} It has: {', '.join(have) or 'nothing'}"
+                )
+        if self.module is not None:
+            return self.module(**arguments)
+        return self.component.target(**arguments, **self._values)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell a stateful component that an epoch begins, if it listens."""
+        if self.module is not None and hasattr(self.module, "start_epoch"):
+            self.module.start_epoch(epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell a stateful component that an epoch has ended, if it listens."""
+        if self.module is not None and hasattr(self.module, "end_epoch"):
+            self.module.end_epoch(epoch)
+
+    def extra_repr(self) -> str:
+        shown = ", ".join(f"{k}={v!r}" for k, v in self._values.items())
+        return f"{self.component.name}({shown})"
+
+
+def component_of(target: Any) -> Component:
+    """The component that a decorated function or class declares.
+
+    Raises:
+        PluginError: it was not decorated.
+    """
+    if isinstance(target, Component):
+        return target
+    found = vars(target).get(MARK) if hasattr(target, "__dict__") else None
+    if not isinstance(found, Component):
+        shown = getattr(target, "__name__", repr(target))
+        raise PluginError(
+            f"'{shown}' is not a component; decorate it with @lossearch.loss(...) or its kind"
+        )
+    return found

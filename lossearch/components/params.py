@@ -1,0 +1,233 @@
+"""Hyperparameters: a component's keyword-only parameters, their legal values and search domains.
+
+The annotation of a parameter says all: its type and ``pydantic.Field`` say what is legal, and one
+of the marks below says what a search does with it. A parameter without a mark keeps its default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from lossearch.errors import ParameterError, PluginError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Range:
+    """Search between ``low`` and ``high``, both ends included; on a log scale where ``log``."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise PluginError(f"Range needs low < high, not ({self.low}, {self.high})")
+        if self.log and self.low <= 0:
+            raise PluginError(f"a log Range needs low > 0, not {self.low}")
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True, init=False)
+class Choices:
+    """Search among these values; without any, among those of the parameter's ``Literal`` or bool."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        object.__setattr__(self, "values", values)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        return self.values
+
+
+Domain = Range | Choices
+
+
+@dataclass(frozen=True)
+class Given:
+    """Filled in by the engine from what it knows of the task, never searched.
+
+    Facts: ``train_size``, ``num_classes``, ``num_terms``, ``seed``.
+    """
+
+    fact: str
+
+
+@dataclass(frozen=True, init=False)
+class ByTask:
+    """The task decides the default: ``ByTask(multiclass="softmax", binary="sigmoid")``."""
+
+    values: Mapping[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "values", types.MappingProxyType(values))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a component's signature declares."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    Params: type[BaseModel]
+    domains: Mapping[str, Domain]
+    facts: Mapping[str, str]
+    by_task: Mapping[str, Mapping[str, Any]]
+
+
+def read_signature(name: str, target: Callable[..., Any]) -> Signature:
+    """Split a function's or a module class's signature into batch fields and hyperparameters.
+
+    Raises:
+        PluginError: a parameter lacks an annotation, a mark is misused, or an end of a search
+            range is not legal.
+    """
+    if isinstance(target, type):
+        hyper, fields = target.__init__, getattr(target, "forward", None)
+        if fields is None:
+            raise PluginError(f"{name}: a component class needs a forward() that reads fields")
+    else:
+        hyper = fields = target
+    required, optional = _fields(name, fields)
+    hints = get_type_hints(hyper, include_extras=True)
+    declared: dict[str, Any] = {}
+    domains: dict[str, Domain] = {}
+    facts: dict[str, str] = {}
+    by_task: dict[str, Mapping[str, Any]] = {}
+    for parameter in inspect.signature(hyper).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            if isinstance(target, type) and parameter.name != "self":
+                raise PluginError(
+                    f"{name}: __init__ takes '{parameter.name}' by position; hyperparameters are "
+                    "keyword-only (put them after *)"
+                )
+            continue
+        hint = hints.get(parameter.name)
+        if hint is None:
+            raise PluginError(f"{name}: hyperparameter '{parameter.name}' has no annotation")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        declared[parameter.name] = (hint, default)
+        for mark in hint.__metadata__ if get_origin(hint) is Annotated else ():
+            if isinstance(mark, (Range, Choices)):
+                domains[parameter.name] = _complete(mark, hint)
+            elif isinstance(mark, Given):
+                facts[parameter.name] = mark.fact
+            elif isinstance(mark, ByTask):
+                by_task[parameter.name] = mark.values
+        if default is ... and parameter.name not in facts:
+            raise PluginError(f"{name}: hyperparameter '{parameter.name}' has no default")
+    params: type[BaseModel] = create_model(
+        f"{name}_params",
+        __config__=ConfigDict(
+            frozen=True,
+            extra="forbid",
+            allow_inf_nan=False,
+            arbitrary_types_allowed=True,
+            validate_default=True,
+            protected_namespaces=(),
+        ),
+        **declared,
+    )
+    signature = Signature(required, optional, params, domains, facts, by_task)
+    _check_domains(name, signature)
+    return signature
+
+
+def validate(name: str, params: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
+    """The parameters as a validated model.
+
+    Raises:
+        ParameterError: for each bad value, what was given and what is allowed.
+    """
+    try:
+        return params(**values)
+    except ValidationError as error:
+        raise ParameterError(_explain(name, params, error)) from None
+
+
+def _explain(name: str, params: type[BaseModel], error: ValidationError) -> str:
+    lines: dict[str, None] = {}
+    for problem in error.errors():
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(params.model_fields) or "none"
+            hint = did_you_mean(key, params.model_fields)
+            lines[f"{name} has no parameter '{key}'{hint or '.'} It has: {known}"] = None
+        elif problem["type"] == "missing":
+            lines[f"{name} needs '{key}', which the data or the study gives; pass it here"] = None
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            text = text[0].lower() + text[1:]
+            lines[f"{name}: {key} = {problem['input']!r} is not allowed: {text}"] = None
+    return "\n".join(lines)
+
+
+def _fields(name: str, target: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    required: list[str] = []
+    optional: list[str] = []
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            if parameter.default is parameter.empty:
+                required.append(parameter.name)
+            elif parameter.default is None:
+                optional.append(parameter.name)
+            else:
+                raise PluginError(
+                    f"{name}: batch field '{parameter.name}' may only default to None; "
+                    "a hyperparameter belongs after *"
+                )
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            raise PluginError(f"{name}: *args and **kwargs say nothing of what it reads")
+    return tuple(required), tuple(optional)
+
+
+def _complete(mark: Domain, hint: Any) -> Domain:
+    """``Choices()`` takes its values from the annotation."""
+    if isinstance(mark, Range) or mark.values:
+        return mark
+    for kind in _alternatives(get_args(hint)[0]):
+        if get_origin(kind) is Literal:
+            return Choices(*get_args(kind))
+        if kind is bool:
+            return Choices(False, True)
+    raise PluginError("Choices() without values needs a Literal or a bool")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def is_integer(signature: Signature, parameter: str) -> bool:
+    """Whether a range of this parameter runs over whole numbers."""
+    kinds = _alternatives(signature.Params.model_fields[parameter].annotation)
+    return int in kinds and float not in kinds
+
+
+def _check_domains(name: str, signature: Signature) -> None:
+    """Both ends of every search domain must be legal, so that no proposal can be refused."""
+    missing = dict.fromkeys(signature.facts, None)
+    needed = {k for k, f in signature.Params.model_fields.items() if f.is_required()}
+    for parameter, domain in signature.domains.items():
+        for end in domain.ends:
+            try:
+                signature.Params(**{parameter: end, **{k: 1 for k in needed if k in missing}})
+            except ValidationError as error:
+                wrong = [e for e in error.errors() if e["loc"] and e["loc"][0] == parameter]
+                if wrong:
+                    raise PluginError(
+                        f"{name}: the search range of '{parameter}' reaches {end!r}, "
+                        f"which is not legal: {wrong[0]['msg']}"
+                    ) from None
