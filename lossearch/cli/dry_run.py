@@ -1,0 +1,94 @@
+"""``lossearch run --dry-run``: the expanded space, what was left out and why, and the cost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from lossearch.study.setup import Setup, set_up
+
+if TYPE_CHECKING:
+    from lossearch.study import StudyConfig
+
+
+def show_plan(config: StudyConfig) -> None:
+    """Print what a study would do."""
+    setup = set_up(config)
+    out = Console(highlight=False)
+    info = setup.data.info
+    out.print(
+        f"[bold]{config.name}[/]: {info.task}, {info.num_classes} classes, {info.train_size} "
+        f"training, {info.validation_size} validation and {info.test_size} test samples"
+    )
+    out.print(_space_table(setup))
+    for left in setup.space.left_out:
+        out.print(f"left out: {left.what}: {left.why}")
+    show_cost(setup, out)
+
+
+def _space_table(setup: Setup) -> Table:
+    table = Table("place", "values", title="the space", title_justify="left")
+    for path, domain in setup.space.describe():
+        table.add_row(path, domain)
+    for name, node in setup.config.training.tuning().items():
+        table.add_row(f"training.{name}", node.describe())
+    return table
+
+
+def show_cost(setup: Setup, out: Console) -> None:
+    """Time one epoch of the baseline here, and multiply it out."""
+    seconds = time_epoch(setup)
+    config, rungs = setup.config, setup.rungs
+    trials = config.search.trials
+    share = expected_share(rungs.levels, rungs.factor)
+    search = trials * share * config.training.epochs
+    confirm = (config.confirm.top + 1) * config.confirm.seeds * config.training.epochs
+    total = (search + confirm) * seconds
+    out.print(
+        f"\n[bold]cost[/]  one epoch takes about {seconds:.3g} s here. {trials} trials with "
+        f"rungs at {', '.join(map(str, rungs.levels))} epochs: about {search:.0f} epochs; "
+        f"confirmation: at most {confirm} epochs. Together about {_time(total)} on one worker."
+    )
+
+
+def expected_share(levels: tuple[int, ...], factor: int) -> float:
+    """The share of a full training that a trial takes on average under successive halving."""
+    epochs, previous, alive = 0.0, 0, 1.0
+    for level in levels:
+        epochs += alive * (level - previous)
+        previous, alive = level, alive / factor
+    return epochs / levels[-1]
+
+
+def time_epoch(setup: Setup) -> float:
+    """Seconds of one epoch of the baseline, after one to warm up."""
+    from lossearch.training.trainer import Trainer
+
+    recipe = setup.recipe(checkpoints=Path())
+    spec = next(iter(setup.baseline.references()))[0]
+    metric = setup.metric.build(task=setup.data.info.task)
+    values = {k: getattr(n, "default", None) or n.value for k, n in _tuning(setup)}
+    trainer = Trainer(
+        spec, setup.data, recipe.model, recipe.training, values, metric, setup.registry, 0,
+        recipe.providers,
+    )  # fmt: skip
+    trainer.run_epoch()
+    started = time.perf_counter()
+    trainer.run_epoch()
+    return time.perf_counter() - started
+
+
+def _tuning(setup: Setup):  # noqa: ANN202
+    return setup.config.training.tuning().items()
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,71 @@
+"""Where units of work run: in this process, or on Ray."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lossearch.errors import StudyError, unknown
+from lossearch.training import JobResult, Recipe, Unit
+
+
+class Source(Protocol):
+    """Hands out units and takes their results; the study is one."""
+
+    def next(self) -> Unit | None:
+        """The next unit, or ``None`` where there is nothing to do until a result is in."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether no unit will come any more."""
+        ...
+
+    def report(self, unit: Unit, results: list[JobResult]) -> None:
+        """Take the results of a unit."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs a source's units until it is over."""
+
+    @property
+    def workers(self) -> int:
+        """How many units run side by side."""
+        ...
+
+    def run(self, recipe: Recipe, source: Source) -> None:
+        """Run every unit; a KeyboardInterrupt stops it and passes through."""
+        ...
+
+
+class ExecutorConfig(BaseModel):
+    """The ``executor:`` section of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "local"
+    address: str | None = Field(None, description="of a running Ray cluster, or 'auto'")
+    workers: int | None = Field(None, ge=1, description="units side by side; as many as fit")
+    cpus: float = Field(1.0, gt=0, description="CPU cores of one worker")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs of one worker, a fraction to share one; 1 where there is one"
+    )
+
+
+def make_executor(config: ExecutorConfig) -> Executor:
+    """The executor of a study.
+
+    Raises:
+        StudyError: there is no executor of this name.
+    """
+    if config.name == "local":
+        from lossearch.executors.local import LocalExecutor
+
+        return LocalExecutor()
+    if config.name == "ray":
+        from lossearch.executors.ray import RayExecutor
+
+        return RayExecutor(config)
+    raise StudyError(unknown("executor", config.name, ("local", "ray")))

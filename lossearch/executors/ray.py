@@ -1,0 +1,192 @@
+"""Places units on a Ray cluster: a Tune trial is one unit of work. The only file that knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+from lossearch.errors import StudyError
+from lossearch.executors import ExecutorConfig, Source
+from lossearch.training import JobResult, Recipe, Unit, Workbench
+
+# Set before Ray is imported: no logger files for each trial, no second Ctrl-C handler, no
+# telemetry, and accelerators hidden only where a worker asks for none.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "600")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+
+class _UnitTrainable(tune.Trainable):
+    """Runs the unit that its config holds; the actor, and all that it loaded, is reused."""
+
+    bench: Workbench
+
+    def setup(self, config: dict[str, Any], recipe: Recipe | None = None) -> None:
+        assert recipe is not None
+        self.bench = Workbench(recipe)
+        self.unit: Unit = config["unit"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.unit = new_config["unit"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {"done": True, "results": self.bench.run(self.unit)}
+
+
+class _Feed(Searcher):
+    """Hands Tune the source's units, and the source their results."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(metric="training_iteration", mode="max")
+        self.source = source
+        self.running: dict[str, Unit] = {}
+        self.error: BaseException | None = None
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.error is not None or self.source.over:
+            return Searcher.FINISHED
+        try:
+            unit = self.source.next()
+        except BaseException as error:  # Tune would swallow or wrap it
+            self.error = error
+            return Searcher.FINISHED
+        if unit is None:
+            return Searcher.FINISHED if self.source.over else None
+        self.running[trial_id] = unit
+        return {"unit": unit}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        unit = self.running.pop(trial_id, None)
+        if unit is None:
+            return
+        if error or result is None or "results" not in result:
+            results = [
+                JobResult(
+                    job.trial,
+                    job.seed,
+                    done=True,
+                    reason="worker_died",
+                    detail="the worker process died (out of memory, or killed)",
+                )
+                for job in unit.jobs
+            ]
+        else:
+            results = result["results"]
+        try:
+            self.source.report(unit, results)
+        except BaseException as failed:
+            self.error = failed
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger is the only record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The ledger is the only record."""
+
+
+class RayExecutor:
+    """Ray Tune with reused actors, fractional GPUs, and an existing cluster by address."""
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        self.config = config
+        self._started = False
+        self._connect()
+        total = ray.cluster_resources()
+        gpus = config.gpus
+        if gpus is None:
+            gpus = 1.0 if total.get("GPU", 0) else 0.0
+        self.resources = {"cpu": config.cpus, "gpu": gpus}
+        fits = int(total.get("CPU", 1) // config.cpus)
+        if gpus:
+            fits = min(fits, int(total.get("GPU", 0) // gpus))
+        if fits < 1:
+            self._stop()
+            raise StudyError(
+                f"the Ray cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} "
+                f"GPUs; a worker with {config.cpus:g} and {gpus:g} fits nowhere. Lower "
+                "executor.cpus or executor.gpus"
+            )
+        self.workers = min(fits, config.workers or fits)
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        quiet: dict[str, Any] = {
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+            "include_dashboard": False,
+        }
+        address = self.config.address
+        try:
+            if address is None:
+                ray.init(address="local", **quiet)
+            else:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise StudyError(
+                f"no Ray cluster answers at '{address}': {str(error).splitlines()[0]}. Start one "
+                "with `ray start --head`, or leave executor.address out"
+            ) from None
+        self._started = True
+
+    def run(self, recipe: Recipe, source: Source) -> None:
+        feed = _Feed(source)
+        # A result holds live objects; nothing but the ledger is to keep it.
+        with tempfile.TemporaryDirectory(prefix="lossearch-ray-") as scratch:
+            trainable = tune.with_resources(
+                tune.with_parameters(_UnitTrainable, recipe=recipe), self.resources
+            )
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=feed,
+                    num_samples=-1,
+                    max_concurrent_trials=self.workers,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="units",
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(
+                        checkpoint_at_end=False, checkpoint_frequency=0
+                    ),
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            )
+            try:
+                _quietly(tuner.fit)
+            finally:
+                self._stop()
+        if feed.error is not None:
+            raise feed.error
+
+    def _stop(self) -> None:
+        if self._started and ray.is_initialized():
+            ray.shutdown()
+
+
+def _quietly(call: Any) -> None:
+    """Tune's own tables and warnings say nothing of losses; the study shows its progress."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.air", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        call()
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,64 @@
+"""Whether a component, or a whole objective, can be trained here; each reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from pydantic import BaseModel
+
+from lossearch.components import FIELDS, Component
+from lossearch.errors import LossearchError, did_you_mean
+from lossearch.registry import Registry
+from lossearch.spec import ObjectiveSpec
+
+# What the objective itself makes for the components that act on losses.
+INTERNAL = frozenset({"losses", "gradients", "selection"})
+
+
+def component_problem(
+    component: Component, task: str, available: Set[str], params: BaseModel | None = None
+) -> str | None:
+    """Why a component cannot be used for this task with these fields, or ``None``."""
+    if task not in component.tasks:
+        return f"serves {' and '.join(component.tasks)}, not {task}"
+    missing = sorted(component.reads(params) - available - INTERNAL)
+    if missing:
+        field = missing[0]
+        if field not in FIELDS:
+            hint = did_you_mean(field, [*FIELDS, *available])
+            return f"reads '{field}', which is not a known field{hint}"
+        return f"reads '{field}' ({FIELDS[field][1]}), which nothing here provides"
+    return None
+
+
+def objective_problems(
+    spec: ObjectiveSpec, registry: Registry, available: Set[str], facts: dict[str, Any] = {}
+) -> list[str]:
+    """Every reason why an objective cannot be trained here; empty where it can."""
+    problems: list[str] = []
+    facts = {**facts, "num_terms": len(spec.terms), "term_weights": [t.weight for t in spec.terms]}
+    built: dict[str, tuple[Component, BaseModel]] = {}
+    for path, each in spec.components():
+        try:
+            component = registry.get(each.name, kind=path.rsplit(".", 1)[-1])
+            params = component.complete(each.params, task=spec.task, facts=facts)
+            problem = component_problem(component, spec.task, available, params)
+        except LossearchError as error:
+            problems.append(str(error))
+            continue
+        if problem:
+            problems.append(f"{each.name} {problem}")
+        built[path] = (component, params)
+    for number in range(len(spec.terms)):
+        loss = built.get(f"terms.{number}.loss")
+        if loss is None or loss[0].returns_at(loss[1]) != "batch":
+            continue
+        for place in ("reweighting", "miner"):
+            acting = built.get(f"terms.{number}.{place}")
+            if acting is not None:
+                problems.append(
+                    f"{loss[0].name} exists only for the whole batch, so the {place} "
+                    f"{acting[0].name} cannot reach its samples"
+                )
+    return problems

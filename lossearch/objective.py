@@ -1,0 +1,320 @@
+"""An objective as an ``nn.Module``, usable from any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossearch.components import Bound
+from lossearch.documents import read_yaml
+from lossearch.errors import SpecError
+from lossearch.feasibility import INTERNAL
+from lossearch.registry import Registry, current
+from lossearch.spec import ObjectiveSpec, TermSpec
+
+Batch = Mapping[str, Any]
+
+
+class Term(nn.Module):
+    """One loss with its miner and reweighting: batch fields to one number."""
+
+    def __init__(self, spec: TermSpec, task: str, registry: Registry, facts: Mapping[str, Any]):
+        super().__init__()
+        self.weight = spec.weight
+
+        def bind(kind: str) -> Bound | None:
+            each = getattr(spec, kind)
+            if each is None:
+                return None
+            return registry.build(each.name, each.params, kind=kind, task=task, facts=facts)
+
+        loss = bind("loss")
+        assert loss is not None
+        self.loss = loss
+        self.reweighting = bind("reweighting")
+        self.miner = bind("miner")
+        acting = self.reweighting or self.miner
+        if acting is not None and self.returns == "batch":
+            raise SpecError(
+                f"{self.loss.component.name} exists only for the whole batch: "
+                f"{acting.component.name} cannot reach its samples"
+            )
+
+    @property
+    def returns(self) -> str | None:
+        return self.loss.component.returns_at(self.loss.params)
+
+    def forward(self, batch: Batch) -> Tensor:
+        mines_pairs = self.miner is not None and self.miner.component.returns == "selection"
+        if mines_pairs and self.miner is not None:
+            batch = {**batch, "selection": self.miner(batch)}
+        values: Tensor = self.loss(batch)
+        if values.ndim == 0:
+            return values
+        if self.reweighting is None and (self.miner is None or mines_pairs):
+            return values.mean()
+        seen = {**batch, "losses": values.detach()}
+        keep = self.miner(seen) if self.miner is not None and not mines_pairs else None
+        if self.reweighting is not None:
+            values = values * self.reweighting(seen).to(values.dtype)
+        if keep is None:
+            return values.mean()
+        # where(), not a product: a value left out must not leak NaN through 0 * inf
+        return torch.where(keep, values, 0.0).sum() / keep.sum()
+
+
+class Objective(nn.Module):
+    """A training objective: call it with batch fields, minimise what it returns.
+
+    .. code-block:: python
+
+        objective = lossearch.load_objective("runs/digits/best.yaml")
+        loss = objective(logits=model(x), targets=y)
+        loss.backward()
+
+    State and learned parameters (a balancer's, a loss's) are in ``state_dict()`` and
+    ``parameters()``: give the latter to the optimizer beside the model's. Stateful components
+    hear of epochs through :meth:`start_epoch` and :meth:`end_epoch`.
+
+    Attributes:
+        spec: The document that it was built from.
+        reads: The fields that a batch must hold.
+        uses: The fields that it uses where they are there.
+    """
+
+    def __init__(
+        self, spec: ObjectiveSpec, registry: Registry, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.constants = dict(facts or {})
+        facts = {
+            **self.constants,
+            "num_terms": len(spec.terms),
+            "term_weights": [term.weight for term in spec.terms],
+        }
+        self.terms = nn.ModuleList(Term(t, spec.task, registry, facts) for t in spec.terms)
+        self.balancer: Bound | None = None
+        if spec.balancer is not None:
+            self.balancer = registry.build(
+                spec.balancer.name,
+                spec.balancer.params,
+                kind="balancer",
+                task=spec.task,
+                facts=facts,
+            )
+        bound = [m for m in self.modules() if isinstance(m, Bound)]
+        fixed = {k for k in ("class_counts", "total_steps") if k in self.constants}
+        given = INTERNAL | fixed
+        self.reads = frozenset().union(*(b.component.reads(b.params) for b in bound)) - given
+        self.uses = (
+            frozenset().union(*(b.component.optional_fields for b in bound)) - given - self.reads
+        )
+        # A balancer that takes the terms' weights as its own gets the terms unweighted.
+        self._weights_inside = (
+            self.balancer is not None
+            and "term_weights" in self.balancer.component.signature.facts.values()
+        )
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: ObjectiveSpec | Mapping[str, Any],
+        *,
+        registry: Registry | None = None,
+        **facts: Any,
+    ) -> Objective:
+        """Build an objective.
+
+        Args:
+            spec: The spec, or its document.
+            registry: Where component names are looked up; the installed plugins by default.
+            facts: What components may need to know: ``num_classes``, ``train_size``, ``seed``;
+                and ``class_counts`` and ``total_steps``, which then need not be in every batch.
+
+        Raises:
+            SpecError: the document is not an objective.
+            UnknownNameError: it names a component that nothing answers to.
+            ParameterError: an unknown parameter or an illegal value.
+        """
+        if not isinstance(spec, ObjectiveSpec):
+            spec = ObjectiveSpec.parse(spec)
+        return cls(spec, registry or current(), facts)
+
+    @property
+    def at(self) -> str:
+        """Where the balancer acts: on ``values``, at the ``output``, on the ``parameters``."""
+        if self.balancer is None or "gradients" not in self.balancer.component.fields:
+            return "values"
+        return getattr(self.balancer.params, "at", "parameters")
+
+    def values(self, batch: Batch) -> Tensor:
+        """The terms' values, ``[K]``, before the balancer and unweighted."""
+        batch = self._complete(batch)
+        return torch.stack([term(batch) for term in self.terms])
+
+    def forward(self, batch: Batch | None = None, /, **fields: Any) -> Tensor:
+        """The scalar to minimise.
+
+        With a balancer at the output the value is the plain sum, and its gradient the balanced
+        one.
+
+        Raises:
+            FieldError: a field that a component reads is missing.
+            SpecError: the balancer combines parameter gradients; use :meth:`backward`.
+        """
+        batch = self._complete({**(batch or {}), **fields})
+        values = [term(batch) for term in self.terms]
+        if self.at == "parameters":
+            assert self.balancer is not None
+            raise SpecError(
+                f"{self.balancer.component.name} combines the gradients of the parameters: call "
+                "objective.backward(batch, model.parameters()) in place of objective(batch)"
+                ".backward()"
+            )
+        weighted = self._weighted(values)
+        if self.balancer is None:
+            return weighted.sum() if len(values) > 1 else weighted[0]
+        if self.at == "values":
+            return self.balancer({**batch, "losses": weighted})
+        return self._at_output(batch, weighted)
+
+    def backward(self, batch: Batch, parameters: Iterable[Tensor]) -> Tensor:
+        """Add the objective's gradient to ``.grad`` of the model's and its own parameters.
+
+        Works for every objective; only balancers of parameter gradients need it.
+
+        Args:
+            batch: The batch fields.
+            parameters: The model's parameters.
+
+        Returns:
+            The value, detached.
+        """
+        if self.at != "parameters":
+            value = self(batch)
+            value.backward()
+            return value.detach()
+        assert self.balancer is not None
+        batch = self._complete(batch)
+        values = self._weighted([term(batch) for term in self.terms])
+        model = [p for p in parameters if p.requires_grad]
+        own = [p for p in self.parameters() if p.requires_grad]
+        rows = [
+            torch.autograd.grad(v, model + own, retain_graph=True, allow_unused=True)
+            for v in values
+        ]
+        # Shared parameters get the combined gradient, the others their own loss's plain one.
+        counts = [sum(row[i] is not None for row in rows) for i in range(len(model))]
+        shared = [i for i, count in enumerate(counts) if count > 1]
+        flat = torch.stack(
+            [
+                torch.cat([_or_zero(row[i], model[i]).flatten() for i in shared])
+                for row in rows
+            ]
+        ) if shared else None
+        combined: dict[int, Tensor] = {}
+        if flat is not None:
+            result = self.balancer({**batch, "losses": values.detach(), "gradients": flat})
+            for i, part in zip(shared, result.split([model[i].numel() for i in shared]), strict=True):
+                combined[i] = part.view_as(model[i])
+        for i, parameter in enumerate(model + own):
+            plain = [row[i] for row in rows if row[i] is not None]
+            gradient = combined.get(i, sum(plain) if plain else None)
+            if isinstance(gradient, Tensor):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return values.detach().sum()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell every component that an epoch begins."""
+        for module in self.modules():
+            if isinstance(module, Bound):
+                module.start_epoch(epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell every component that an epoch has ended."""
+        for module in self.modules():
+            if isinstance(module, Bound):
+                module.end_epoch(epoch)
+
+    def _complete(self, batch: Batch) -> Batch:
+        missing = {
+            key: self.constants[key]
+            for key in ("class_counts", "total_steps")
+            if key in self.constants and batch.get(key) is None
+        }
+        if not missing:
+            return batch
+        anywhere = next((v for v in batch.values() if isinstance(v, Tensor)), None)
+        if "class_counts" in missing and anywhere is not None:
+            missing["class_counts"] = torch.as_tensor(
+                missing["class_counts"], device=anywhere.device
+            )
+        return {**batch, **missing}
+
+    def _weighted(self, values: list[Tensor]) -> Tensor:
+        if self._weights_inside:
+            return torch.stack(values)
+        return torch.stack(
+            [v if t.weight == 1 else t.weight * v for v, t in zip(values, self.terms, strict=True)]
+        )
+
+    def _at_output(self, batch: Batch, values: Tensor) -> Tensor:
+        """The plain sum, with the gradient at the model's output replaced by the balanced one."""
+        assert self.balancer is not None
+        output, rows = self._output_gradients(batch, values)
+        if output is None:
+            return values.sum()
+        balanced = self.balancer(
+            {**batch, "losses": values.detach(), "gradients": torch.stack(rows)}
+        )
+        correction = (output * (balanced - sum(rows)).detach()).sum()
+        return values.sum() + correction - correction.detach()
+
+    def _output_gradients(self, batch: Batch, values: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """The output that most terms depend on, the last one first, and their gradients at it."""
+        best: tuple[Tensor | None, list[Tensor]] = (None, [])
+        most = 0
+        for field in ("logits", "predictions", "embeddings"):
+            output = batch.get(field)
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                continue
+            rows = [
+                torch.autograd.grad(v, output, retain_graph=True, allow_unused=True)[0]
+                for v in values
+            ]
+            reached = sum(row is not None for row in rows)
+            if reached > most:  # a term that does not reach it has gradient 0, and stays plain
+                most, best = reached, (output, [_or_zero(row, output) for row in rows])
+        return best
+
+
+def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient
+
+
+def load_objective(path: str | Path, *, registry: Registry | None = None) -> Objective:
+    """An objective from a study's folder, its ``best.yaml``, or an exported ``objective.yaml``.
+
+    One-file plugins that it needs are read from beside the file.
+
+    Raises:
+        SpecError: the file is missing or holds no objective.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.yaml"
+    document = read_yaml(path)
+    if registry is None:
+        registry = current()
+        if document.get("plugins"):
+            from lossearch.plugins import load_plugins, read_plugin_files
+
+            files = read_plugin_files(path.parent / p for p in document["plugins"])
+            registry = load_plugins(files, strict_files=True).registry
+    spec = ObjectiveSpec.parse(document.get("objective", document), str(path))
+    return Objective(spec, registry, document.get("facts"))

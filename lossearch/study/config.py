@@ -1,0 +1,134 @@
+"""A study's document: what is searched, on what, how, and where the results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lossearch.data import DataConfig
+from lossearch.documents import parse, read_yaml
+from lossearch.errors import StudyError
+from lossearch.executors import ExecutorConfig
+from lossearch.models import ModelConfig
+from lossearch.spec import ComponentSpec
+from lossearch.training import TrainingConfig
+from lossearch.trials.proposer import SearchConfig
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConfirmConfig(BaseModel):
+    """How the verdict is reached: so many finalists, trained again on so many fresh seeds."""
+
+    model_config = _STRICT
+    top: int = Field(3, ge=1, le=20)
+    seeds: int = Field(5, ge=2, le=100)
+
+
+class TrackingConfig(BaseModel):
+    """Where MLflow keeps the runs: any tracking URI."""
+
+    model_config = _STRICT
+    uri: str | None = Field(None, description="sqlite:///<output's parent>/mlflow.db by default")
+    experiment: str = "lossearch"
+
+
+class StudyConfig(BaseModel):
+    """A study file. Keys left out take these defaults; the resolved file goes into the output."""
+
+    model_config = _STRICT
+
+    name: str = "study"
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig
+    model: ModelConfig = ModelConfig(name="mlp")
+    space: str | dict[str, Any] | None = Field(
+        None, description="a name, a file or a document; by default the task's own"
+    )
+    metric: ComponentSpec = ComponentSpec(name="accuracy")
+    metrics: tuple[ComponentSpec, ...] = Field((), description="measured too, but not searched by")
+    baseline: ComponentSpec | dict[str, Any] | None = Field(
+        None, description="a loss, or a space of its own; the task's standard by default"
+    )
+    search: SearchConfig = SearchConfig()
+    training: TrainingConfig = TrainingConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    tracking: TrackingConfig | None = TrackingConfig()
+    providers: tuple[ComponentSpec, ...] = ()
+    plugins: tuple[str, ...] = ()
+    output: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = dict(value)
+            for key in ("data", "executor"):
+                if isinstance(value.get(key), str):
+                    value[key] = {"name": value[key]}
+            if isinstance(value.get("baseline"), str):
+                value["baseline"] = {"name": value["baseline"]}
+        return value
+
+    def all_metrics(self) -> tuple[ComponentSpec, ...]:
+        """The metric that decides, then those that are only measured."""
+        return (self.metric, *(m for m in self.metrics if m.name != self.metric.name))
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for ``study.yaml``."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def read_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
+    """A study file with overrides from the command line, its paths made absolute.
+
+    Raises:
+        StudyError: the file is missing, is not YAML or is empty; or a key or value is wrong, with
+            the nearest allowed one.
+    """
+    document = read_yaml(path, StudyError)
+    document.setdefault("name", path.stem)
+    document = expand(document, overrides or {})
+    _absolute_paths(document, path.parent)
+    return parse(StudyConfig, document, str(path), StudyError)
+
+
+def expand(document: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a study's document with overrides by dotted key: ``search.trials``."""
+    document = {k: v for k, v in document.items() if "." not in k}
+    for dotted, value in overrides.items():
+        *outer, last = dotted.split(".")
+        inside = document
+        for key in outer:
+            held = inside.get(key)
+            inside[key] = {"name": held} if isinstance(held, str) else dict(held or {})
+            inside = inside[key]
+        inside[last] = value
+    return document
+
+
+def _absolute_paths(document: dict[str, Any], base: Path) -> None:
+    """A path in a study file is looked for beside the file, then in the working directory."""
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, str) or Path(value).expanduser().is_absolute():
+            return str(Path(value).expanduser()) if isinstance(value, str) else value
+        beside = base / value
+        return str((beside if beside.exists() else Path(value)).resolve())
+
+    data = document.get("data")
+    if isinstance(data, dict):
+        for key in ("path", "root"):
+            if key in data and data.get("name") not in ("huggingface",):
+                data[key] = resolve(data[key])
+    model = document.get("model")
+    if isinstance(model, dict) and "checkpoint" in model:
+        model["checkpoint"] = resolve(model["checkpoint"])
+    if isinstance(document.get("plugins"), list):
+        document["plugins"] = [resolve(p) for p in document["plugins"]]
+    space = document.get("space")
+    if isinstance(space, str) and space.endswith((".yaml", ".yml")):
+        document["space"] = resolve(space)

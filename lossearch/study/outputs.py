@@ -1,0 +1,210 @@
+"""What a study leaves behind for a person: best.yaml, verdict.json, the loss as code, shapes."""
+
+from __future__ import annotations
+
+import json
+import pprint
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lossearch.components import Bound
+from lossearch.documents import dump_yaml, read_yaml
+from lossearch.errors import LossearchError, StudyError
+from lossearch.objective import Objective
+from lossearch.plugins import FilePlugin
+from lossearch.registry import Registry
+from lossearch.spec import ObjectiveSpec
+from lossearch.study.folder import Folder
+from lossearch.study.setup import Setup
+from lossearch.training.trainer import facts_of
+from lossearch.trials.ledger import State
+
+
+def write_best(folder: Folder, setup: Setup, state: State, trial: int) -> None:
+    """``best.yaml``: the recommended objective, or before the verdict the best so far."""
+    best = state.trials[trial]
+    verdict = state.verdict
+    status = f"recommended: the {verdict['recommend']}" if verdict else "the best so far"
+    document = {
+        "objective": best.objective,
+        "training": best.training,
+        "facts": facts_of(setup.data),
+        "plugins": [f"{f.stem}.py" for f in setup.files if _needed(setup, f, best.objective)],
+        "metric": setup.metric.name,
+        "validation": best.score,
+        "trial": best.number,
+    }
+    document = {k: v for k, v in document.items() if v != []}
+    header = f"# {best.label}\n# {status}, of study {setup.config.name}\n"
+    write(folder.best, header + dump_yaml(document))
+    for name in document.get("plugins", []):
+        file = next(f for f in setup.files if f"{f.stem}.py" == name)
+        write(folder.path / name, file.text)
+
+
+def _needed(setup: Setup, file: FilePlugin, objective: dict[str, Any]) -> bool:
+    """Whether a one-file plugin offers a component of this objective."""
+    names = {spec.name for _, spec in ObjectiveSpec.parse(objective).components()}
+    return any(setup.registry.owner(name) == file.name for name in names)
+
+
+def write_verdict(folder: Folder, verdict: Mapping[str, Any]) -> None:
+    """``verdict.json``."""
+    write(folder.verdict, json.dumps(verdict, indent=2, ensure_ascii=False) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or none: a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be written: {error.strerror}") from None
+
+
+_PYTHON = '''\
+"""{label}
+
+The training objective that lossearch recommends for study '{study}'. Use it in any training loop:
+
+    objective = make_objective()
+    loss = objective({call})
+    loss.backward()
+
+Give `objective.parameters()` to the optimizer beside the model's: some losses learn.
+"""
+
+from lossearch import Objective
+{imports}
+SPEC = {spec}
+
+# What the components were told of the training data; change them for other data.
+FACTS = {facts}
+
+# The training hyperparameters that were tuned with it.
+TRAINING = {training}
+
+
+def make_objective() -> Objective:
+    """The objective as an nn.Module."""
+    return Objective.from_spec(SPEC, {registry}**FACTS)
+'''
+
+_PLUGINS = """from pathlib import Path
+
+from lossearch.plugins import load_plugins, read_plugin_files
+
+_HERE = Path(__file__).parent
+_REGISTRY = load_plugins(read_plugin_files([{files}])).registry
+"""
+
+
+def export(folder: Folder, form: str = "yaml") -> str:
+    """The objective of ``best.yaml`` as a YAML document or as a Python module.
+
+    Raises:
+        StudyError: the study has no finished trial yet.
+    """
+    if not folder.best.exists():
+        raise StudyError(f"{folder.path} has no best.yaml yet: no trial has finished")
+    document = read_yaml(folder.best)
+    kept = {k: document[k] for k in ("objective", "training", "facts", "plugins") if k in document}
+    if form == "yaml":
+        return dump_yaml(kept)
+    spec = ObjectiveSpec.parse(document["objective"], str(folder.best))
+    plugins = document.get("plugins", [])
+    files = ", ".join(f"_HERE / {name!r}" for name in plugins)
+    return _PYTHON.format(
+        label=spec.label(),
+        study=read_yaml(folder.study).get("name", "") if folder.study.exists() else "",
+        call=_call(spec, document.get("facts", {})),
+        imports=_PLUGINS.format(files=files) if plugins else "",
+        registry="registry=_REGISTRY, " if plugins else "",
+        spec=_literal(document["objective"]),
+        facts=_literal(document.get("facts", {})),
+        training=_literal(document.get("training", {})),
+    )
+
+
+def _call(spec: ObjectiveSpec, facts: Mapping[str, Any]) -> str:
+    try:
+        reads = sorted(Objective.from_spec(spec, **facts).reads)
+    except LossearchError:  # a one-file plugin's component: the registry at hand lacks it
+        reads = ["logits", "targets"]
+    return ", ".join(f"{field}=..." for field in reads)
+
+
+def _literal(value: Any) -> str:
+    return pprint.pformat(value, width=95, sort_dicts=False)
+
+
+def copy_plugins(folder: Folder, to: Path) -> None:
+    """Copy the one-file plugins that an exported objective needs to beside it."""
+    for name in read_yaml(folder.best).get("plugins", []):
+        if (folder.path / name) != to / name:
+            shutil.copyfile(folder.path / name, to / name)
+
+
+def shapes(
+    objectives: Mapping[str, dict[str, Any]], registry: Registry, facts: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The first term's loss, and its slope, against the margin of the true class.
+
+    The margin is the true class's logit above the others', which are equal to each other. Losses
+    of embeddings are shown over the cosine's margin in the same way; a loss that exists only for
+    the whole batch has no such shape and is left out.
+
+    Returns:
+        ``margin``, and for each label its ``loss`` and ``gradient``; ``None`` where no loss has
+        a shape.
+    """
+    margin = torch.linspace(-6, 6, 121)
+    found: dict[str, Any] = {"margin": margin.tolist(), "loss": {}, "gradient": {}}
+    for label, document in objectives.items():
+        try:
+            objective = Objective(ObjectiveSpec.parse(document), registry, facts)
+            objective.eval()
+            loss = objective.terms[0].loss
+            value, slope = _shape(loss, margin, document["task"], facts)
+        except (LossearchError, RuntimeError, ValueError, TypeError):
+            continue
+        found["loss"][label], found["gradient"][label] = value, slope
+    return found if found["loss"] else None
+
+
+def _shape(
+    loss: Bound, margin: torch.Tensor, task: str, facts: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    classes, n = int(facts.get("num_classes", 2)), len(margin)
+    x = margin.clone().requires_grad_(True)
+    counts = torch.tensor(facts.get("class_counts", [1] * classes))
+    batch: dict[str, Any] = {
+        "class_counts": counts,
+        "index": torch.zeros(n, dtype=torch.long),
+        "epoch": 0,
+        "step": 0,
+        "total_steps": 1,
+    }
+    if task == "multiclass":
+        targets = torch.zeros(n, dtype=torch.long)
+        logits = torch.cat([x[:, None], torch.zeros(n, classes - 1)], dim=1)
+        scaled = x / margin.abs().max()  # a cosine lies in [-1, 1]
+        rest = (1 - scaled.square()).clamp_min(1e-6).sqrt()
+        batch |= {
+            "targets": targets,
+            "logits": logits,
+            "embeddings": torch.stack([scaled, rest], dim=1),
+            "weight": torch.tensor([[1.0, 0.0]] + [[0.0, 1.0]] * (classes - 1)),
+        }
+    else:
+        batch |= {"targets": torch.ones(n), "logits": x}
+    values = loss(batch)
+    if values.shape != (n,):
+        raise ValueError("a loss of the whole batch has no shape")
+    slope = torch.autograd.grad(values.sum(), x)[0]
+    return values.detach().tolist(), slope.tolist()

@@ -1,0 +1,261 @@
+"""Starting, resuming and finishing a study; what the command line and ``lossearch.search`` call."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lossearch.components import Component
+from lossearch.data import Dataset
+from lossearch.documents import dump_yaml, read_yaml
+from lossearch.errors import StudyError
+from lossearch.executors import Executor, make_executor
+from lossearch.objective import Objective, load_objective
+from lossearch.plugins import FilePlugin, load_plugins
+from lossearch.registry import Registry
+from lossearch.study import outputs
+from lossearch.study.config import StudyConfig, parse
+from lossearch.study.folder import Folder, fresh_folder
+from lossearch.study.run import Listener, Run
+from lossearch.study.setup import Setup, set_up, versions
+from lossearch.trials.ledger import Ledger, State, Trial, read_ledger, replay
+
+if TYPE_CHECKING:
+    from lossearch.tracking.mlflow import MlflowTracker
+
+# What a display is given once, before the first row.
+Begin = Callable[[Run, Executor], Listener]
+
+
+@dataclass
+class StudyResult:
+    """A finished (or interrupted) study.
+
+    Attributes:
+        folder: Where everything lies: ``report.html``, ``verdict.json``, ``best.yaml``.
+        verdict: The content of ``verdict.json``; ``None`` where the study was interrupted.
+        trials: Every trial, with its status and score.
+        problems: What went wrong beside the search (a tracking server that did not answer).
+    """
+
+    folder: Path
+    verdict: dict[str, Any] | None
+    trials: list[Trial]
+    problems: list[str]
+
+    @property
+    def recommend(self) -> str | None:
+        """``winner`` or ``baseline``."""
+        return self.verdict["recommend"] if self.verdict else None
+
+    def objective(self) -> Objective:
+        """The recommended objective, as an ``nn.Module``."""
+        return load_objective(self.folder)
+
+
+def start(
+    config: StudyConfig,
+    *,
+    dataset: Dataset | None = None,
+    module: nn.Module | None = None,
+    display: Begin | None = None,
+) -> StudyResult:
+    """Run a new study.
+
+    Raises:
+        LossearchError: the study cannot start; nothing has been trained then.
+        KeyboardInterrupt: it was stopped; all that finished is in the ledger.
+    """
+    folder = Folder(config.output) if config.output else fresh_folder(config.name)
+    if folder.holds_study:
+        folder.create()  # says what to do
+    setup = set_up(config, dataset=dataset, module=module)
+    folder.create()
+    resolved = config.model_copy(update={"output": str(folder.path)})
+    document = resolved.document()
+    outputs.write(folder.study, dump_yaml(document))
+    ledger = Ledger(folder.ledger)
+    state = State()
+    return _go(setup, folder, ledger, state, display, _study_row(setup, document))
+
+
+def resume(
+    path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    module: nn.Module | None = None,
+    display: Begin | None = None,
+) -> StudyResult:
+    """Go on with a study that was interrupted or killed.
+
+    Raises:
+        StudyError: the folder holds no study, or its code or data are not what they were.
+    """
+    folder = Folder(path).existing()
+    state = replay(read_ledger(folder.ledger))
+    if not state.study:
+        raise StudyError(f"{folder.path} was stopped before it began; run it anew")
+    config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
+    if config.data.name == "user" and dataset is None:
+        raise StudyError(
+            "this study searched on data given from Python; resume it from there, with "
+            "lossearch.search(..., resume=True)"
+        )
+    files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
+    setup = set_up(config, files=files, dataset=dataset, module=module)
+    was = state.study["data"]["fingerprint"]
+    if setup.data.info.fingerprint != was:
+        raise StudyError(
+            "the data are not those that this study began with (fingerprint "
+            f"{setup.data.info.fingerprint[:12]} now, {was[:12]} then); its trials cannot be "
+            "compared with new ones. Put the data back, or start a new study"
+        )
+    ledger = Ledger(folder.ledger)
+    return _go(setup, folder, ledger, state, display, None)
+
+
+def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": setup.config.name,
+        "config": document,
+        "data": dataclasses.asdict(setup.data.info),
+        "model": repr(setup.model) if isinstance(setup.model, nn.Module) else document["model"],
+        "versions": {**versions(), "python": platform.python_version()},
+        "plugins": [dataclasses.asdict(p) for p in setup.plugins.loaded],
+        "files": [dataclasses.asdict(f) for f in setup.files],
+        "left_out": [dataclasses.asdict(x) for x in setup.space.left_out],
+    }
+
+
+def _go(
+    setup: Setup,
+    folder: Folder,
+    ledger: Ledger,
+    state: State,
+    display: Begin | None,
+    study_row: dict[str, Any] | None,
+) -> StudyResult:
+    executor = make_executor(setup.config.executor)
+    tracker = _tracker(setup.config, folder)
+    run = Run(setup, folder, ledger, state, [])
+    best = run.best()
+    run.listeners.append(_Keeper(setup, folder, best.score if best is not None else None))
+    if tracker is not None:
+        if study_row is None:
+            tracker.catch_up(read_ledger(folder.ledger))
+        run.listeners.append(lambda _state, row: tracker.write(row))
+    run.record("study", **study_row) if study_row is not None else run.record("resumed")
+    if display is not None:
+        run.listeners.append(display(run, executor))
+    try:
+        if not run.over:
+            executor.run(setup.recipe(folder.checkpoints), run)
+        run.record("ended", status="complete")
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not isinstance(error, StudyError):  # a full disk takes no more rows
+            run.record("ended", status="interrupted" if stopped else "failed")
+        raise
+    finally:
+        _finish(setup, folder, run, tracker)
+        ledger.close()
+    problems = [tracker.problem] if tracker is not None and tracker.problem else []
+    return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
+
+
+class _Keeper:
+    """Keeps ``best.yaml`` and ``verdict.json`` in step with the ledger."""
+
+    def __init__(self, setup: Setup, folder: Folder, best: float | None) -> None:
+        self.setup, self.folder, self.best = setup, folder, best
+
+    def __call__(self, state: State, row: dict[str, Any]) -> None:
+        if row["event"] == "finished" and row["score"] is not None:
+            sign = 1 if self.setup.metric.maximize else -1
+            if self.best is None or sign * row["score"] > sign * self.best:
+                self.best = row["score"]
+                outputs.write_best(self.folder, self.setup, state, row["trial"])
+        elif row["event"] == "verdict" and state.verdict is not None:
+            outputs.write_verdict(self.folder, state.verdict)
+            chosen = state.verdict[state.verdict["recommend"]]
+            if chosen is not None:
+                outputs.write_best(self.folder, self.setup, state, chosen["trial"])
+
+
+def _tracker(config: StudyConfig, folder: Folder) -> MlflowTracker | None:
+    if config.tracking is None:
+        return None
+    from lossearch.tracking.mlflow import MlflowTracker
+
+    return MlflowTracker(tracking_uri(config, folder), config.tracking.experiment, folder.path)
+
+
+def tracking_uri(config: StudyConfig, folder: Folder) -> str:
+    """The study's tracking URI: studies of one parent folder share a SQLite store."""
+    given = config.tracking.uri if config.tracking is not None else None
+    return given or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+
+
+def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None) -> None:
+    """The exported loss, the report and the last of the tracking; also after an interrupt."""
+    if folder.best.exists():
+        outputs.write(folder.objective, outputs.export(folder, "python"))
+    importance = run.proposer.importance()
+    _write_report(folder, run.state, setup.config, setup.registry, setup.metric, importance)
+    if tracker is not None:
+        tracker.log_files(folder.files())
+        tracker.close(timeout=30)
+
+
+def _write_report(
+    folder: Folder,
+    state: State,
+    config: StudyConfig,
+    registry: Registry,
+    metric: Component,
+    importance: dict[str, float],
+) -> Path:
+    from lossearch.report import write_report
+
+    verdict = state.verdict or {}
+    chosen = {
+        f"{who}: {verdict[who]['label']}": verdict[who]["objective"]
+        for who in ("winner", "baseline")
+        if verdict.get(who)
+    }
+    data = state.study["data"]
+    facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
+    return write_report(
+        folder.path,
+        state,
+        shapes=outputs.shapes(chosen, registry, {**facts, "total_steps": 1}),
+        importance=importance,
+    )
+
+
+def renew(path: str | Path) -> tuple[Path, str | None]:
+    """Write a study's report anew, and bring its MLflow runs up to date.
+
+    Returns:
+        The report's path, and what went wrong with the tracking server, if anything.
+    """
+    folder = Folder(path).existing()
+    rows = read_ledger(folder.ledger)
+    state = replay(rows)
+    config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
+    plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
+    metric = plugins.registry.get(config.metric.name, "metric")
+    written = _write_report(folder, state, config, plugins.registry, metric, {})
+    tracker = _tracker(config, folder)
+    if tracker is None:
+        return written, None
+    tracker.catch_up(rows)
+    tracker.log_files(folder.files())
+    tracker.close(timeout=60)
+    return written, tracker.problem

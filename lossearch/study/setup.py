@@ -1,0 +1,201 @@
+"""From a study's document to all that a run needs: plugins, data, model, space, baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lossearch import registry as registries
+from lossearch.components import Component
+from lossearch.data import Data, Dataset, prepare, prepare_dataset
+from lossearch.documents import read_yaml
+from lossearch.errors import InfeasibleError, StudyError, unknown
+from lossearch.models import Network, build_network
+from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
+from lossearch.registry import Registry
+from lossearch.space import Space
+from lossearch.spec import ComponentSpec
+from lossearch.study.config import StudyConfig
+from lossearch.training import Recipe
+from lossearch.training.providers import available_fields
+from lossearch.trials.proposer import Proposer
+from lossearch.trials.rungs import Rungs
+
+# What a person trains with today, and where a search begins when no space is named.
+STANDARD_LOSS = {
+    "multiclass": "cross_entropy",
+    "binary": "binary_cross_entropy",
+    "multilabel": "binary_cross_entropy",
+}
+STANDARD_SPACE = {
+    "multiclass": "classification",
+    "binary": "binary_imbalanced",
+    "multilabel": "multilabel",
+}
+_PACKAGES = ("lossearch", "torch", "timm", "ray", "optuna", "mlflow", "pydantic")
+
+
+@dataclass
+class Setup:
+    """A study, ready to run."""
+
+    config: StudyConfig
+    plugins: Plugins
+    files: tuple[FilePlugin, ...]
+    data: Data
+    model: Any
+    network: Network
+    available: frozenset[str]
+    space: Space
+    baseline: Space
+    metric: Component
+
+    @property
+    def registry(self) -> Registry:
+        return self.plugins.registry
+
+    @property
+    def rungs(self) -> Rungs:
+        return Rungs.make(self.config.search.rungs, self.config.training.epochs)
+
+    def proposer(self) -> Proposer:
+        return Proposer(
+            self.space,
+            self.baseline,
+            self.config.training.tuning(),
+            self.config.search,
+            maximize=self.metric.maximize,
+            seed=self.config.seed,
+        )
+
+    def recipe(self, checkpoints: Path) -> Recipe:
+        return Recipe(
+            data=self.data,
+            model=self.model,
+            training=self.config.training,
+            metrics=self.config.all_metrics(),
+            checkpoints=checkpoints,
+            providers=self.config.providers,
+            files=self.files,
+            plugins=tuple(self.plugins.loaded),
+        )
+
+
+def set_up(
+    config: StudyConfig,
+    *,
+    files: tuple[FilePlugin, ...] | None = None,
+    dataset: Dataset | None = None,
+    module: nn.Module | None = None,
+) -> Setup:
+    """Load, split and compile everything, refusing what cannot work before it costs anything.
+
+    Args:
+        config: The study.
+        files: One-file plugins; read from ``config.plugins`` where left out.
+        dataset: The user's own data, in place of ``config.data``'s loader.
+        module: The user's own model.
+
+    Raises:
+        LossearchError: with what was given, what is allowed, and what to do.
+    """
+    if files is None:
+        files = read_plugin_files(config.plugins)
+    plugins = load_plugins(files, strict_files=True)
+    registry = plugins.registry
+    registries.use(registry)
+    metrics = [registry.get(m.name, "metric") for m in config.all_metrics()]
+    _check_names(config, registry)
+    if dataset is not None:
+        data = prepare_dataset(dataset, config.data, seed=config.seed)
+    else:
+        data = prepare(config.data, registry, seed=config.seed)
+    task = data.info.task
+    for metric in metrics:
+        if task not in metric.tasks:
+            fitting = [m.name for m in registry.list("metric", task)]
+            raise InfeasibleError(
+                f"metric {metric.name} serves {' and '.join(metric.tasks)}; the data is {task}. "
+                f"Metrics for it: {', '.join(fitting)}"
+            )
+    for spec, metric in zip(config.all_metrics(), metrics, strict=True):
+        metric.complete(spec.params, task=task)
+    model = module if module is not None else config.model
+    network = build_network(model, data.info, registry)
+    providers = [registry.get(p.name, "provider") for p in config.providers]
+    available = available_fields(task, network.gives, providers)
+    where = {"registry": registry, "task": task, "available": available}
+    return Setup(
+        config=config,
+        plugins=plugins,
+        files=files,
+        data=data,
+        model=model,
+        network=network,
+        available=available,
+        space=Space.from_document(space_document(config.space, registry, task), **where),
+        baseline=Space.from_document(_baseline_document(config, task), **where),
+        metric=metrics[0],
+    )
+
+
+def space_document(
+    space: str | dict[str, Any] | None, registry: Registry, task: str
+) -> dict[str, Any] | str:
+    """The document of a space given by name, by file, inline, or left to the task.
+
+    Raises:
+        UnknownNameError: no space has the name, with the nearest one.
+        SpecError: the file is not a space.
+    """
+    if isinstance(space, dict):
+        return space
+    name = space or STANDARD_SPACE.get(task, "everything")
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name))
+    if name not in registry.spaces:
+        raise StudyError(
+            f"{unknown('space', name, registry.spaces)} (or give the path of a .yaml file)"
+        )
+    return registry.spaces[name]
+
+
+def _baseline_document(config: StudyConfig, task: str) -> dict[str, Any]:
+    """The baseline as a space; a bare loss is fixed at what it says, its defaults otherwise."""
+    given = config.baseline
+    if isinstance(given, dict) and "terms" in given:
+        return {"task": task, **given}
+    if given is None:
+        spec = ComponentSpec(name=STANDARD_LOSS.get(task, "mse"))
+    else:
+        spec = ComponentSpec.model_validate(given)
+    registry = registries.current()
+    component = registry.get(spec.name, "loss")
+    searched = component.signature.domains
+    fields = component.Params.model_fields
+    fixed = {k: fields[k].default for k in searched}
+    return {"task": task, "terms": [{"loss": {"name": spec.name, **fixed, **spec.params}}]}
+
+
+def _check_names(config: StudyConfig, registry: Registry) -> None:
+    """Names are checked before the data are read, which may take long."""
+    registry.get(config.data.name, "dataset") if config.data.name != "user" else None
+    if isinstance(config.space, str) and not config.space.endswith((".yaml", ".yml")):
+        space_document(config.space, registry, "")
+    if isinstance(config.baseline, ComponentSpec):
+        registry.get(config.baseline.name, "loss")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""Proposals, rungs, the ledger and the comparison; knows neither Ray nor MLflow."""

@@ -1,0 +1,238 @@
+"""The ledger: the single truth of a study, one durable JSON line for each thing that happened.
+
+Everything else is derived from it: Optuna's state on resume, what MLflow shows, the report. Neither
+is ever asked what happened. :func:`replay` turns the lines into a :class:`State`.
+
+Events and their own keys (each line also has ``event`` and ``time``, seconds since 1970):
+
+``study``      name, config (resolved), data (the DataInfo), model, versions, plugins, left_out
+``resumed``    (nothing more)
+``proposed``   trial, role, objective, label, training, params, distributions
+``rung``       trial, epoch, score, seconds, curve (one row an epoch since the last rung)
+``finished``   trial, score, metrics, epochs, seconds
+``pruned``     trial, epoch, score
+``failed``     trial, reason, detail, epoch
+``rejected``   trial, reason, detail, and what ``proposed`` has
+``confirmed``  trial, seed, validation, test (metric -> value), curve, seconds
+``verdict``    the content of verdict.json
+``ended``      status (``complete`` or ``interrupted``)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lossearch.errors import StudyError
+
+Role = Literal["baseline", "reference", "search"]
+Status = Literal["running", "finished", "pruned", "failed", "rejected"]
+Row = dict[str, Any]
+
+
+class Ledger:
+    """An append-only file of JSON lines; each line is on the disk before ``append`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            _drop_torn_line(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise StudyError(f"the ledger {path} cannot be written: {error.strerror}") from None
+
+    def append(self, event: str, **values: Any) -> Row:
+        """Write one event durably and return its row.
+
+        Raises:
+            StudyError: the disk is full or the folder is gone; the study must stop.
+        """
+        row = {"event": event, "time": round(time.time(), 3), **_finite(values)}
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StudyError(
+                f"the ledger {self.path} cannot be written: {error.strerror}. What is in it is "
+                "safe; make room and run `lossearch resume`"
+            ) from None
+        return row
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_ledger(path: Path) -> list[Row]:
+    """All rows of a ledger; a line torn by a kill in the middle of a write is left out.
+
+    Raises:
+        StudyError: there is no ledger at ``path``, or a line that is not the last is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError:
+        raise StudyError(
+            f"there is no study in {path.parent}: it has no {path.name}"
+        ) from None
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):  # no newline after it: the write was cut off
+                break
+            raise StudyError(f"{path}, line {number}, is not a ledger row") from None
+    return rows
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a half-written last line off, so that the next row starts on a line of its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has neither."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+@dataclass
+class Trial:
+    """One proposed objective with its training hyperparameters, and what became of it."""
+
+    number: int
+    role: Role
+    objective: dict[str, Any]
+    label: str
+    training: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
+    distributions: dict[str, str] = field(default_factory=dict)
+    status: Status = "running"
+    score: float | None = None
+    epoch: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    rungs: dict[int, float] = field(default_factory=dict)
+    reason: str = ""
+    detail: str = ""
+    started: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass
+class Confirmation:
+    """One retraining of a finalist, on a seed that the search never used."""
+
+    trial: int
+    seed: int
+    validation: float | None
+    test: dict[str, float]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """What the ledger says, put together."""
+
+    study: Row = field(default_factory=dict)
+    trials: dict[int, Trial] = field(default_factory=dict)
+    confirmations: list[Confirmation] = field(default_factory=list)
+    verdict: Row | None = None
+    ended: str | None = None
+
+    def counts(self) -> dict[str, int]:
+        """How many trials have each status."""
+        counts = dict.fromkeys(("finished", "pruned", "failed", "rejected", "running"), 0)
+        for trial in self.trials.values():
+            counts[trial.status] += 1
+        return counts
+
+    def finished(self) -> Iterator[Trial]:
+        return (t for t in self.trials.values() if t.status == "finished" and t.score is not None)
+
+
+def replay(rows: Iterable[Row]) -> State:
+    """Put the rows together in order."""
+    state = State()
+    for row in rows:
+        apply(state, row)
+    return state
+
+
+def apply(state: State, row: Row) -> None:
+    """Bring ``state`` forward by one row."""
+    event = row["event"]
+    if event == "study":
+        state.study = row
+    elif event == "resumed":
+        state.ended = None
+    elif event in ("proposed", "rejected") and row["trial"] not in state.trials:
+        trial = Trial(
+            row["trial"],
+            row["role"],
+            row["objective"],
+            row["label"],
+            row["training"],
+            row.get("params", {}),
+            row.get("distributions", {}),
+            started=row["time"],
+        )
+        state.trials[trial.number] = trial
+        if event == "rejected":
+            _end(trial, row, "rejected")
+    elif event == "rung":
+        trial = state.trials[row["trial"]]
+        trial.epoch, trial.score = row["epoch"], row["score"]
+        trial.seconds += row["seconds"]
+        trial.curve += row["curve"]
+        if row["score"] is not None:
+            trial.rungs[row["epoch"]] = row["score"]
+    elif event in ("finished", "pruned", "failed", "rejected"):
+        trial = state.trials[row["trial"]]
+        trial.score = row.get("score")
+        trial.metrics = row.get("metrics", {})
+        _end(trial, row, event)
+    elif event == "confirmed":
+        state.confirmations.append(
+            Confirmation(
+                row["trial"],
+                row["seed"],
+                row["validation"],
+                row["test"],
+                row.get("curve", []),
+                row.get("seconds", 0.0),
+            )
+        )
+    elif event == "verdict":
+        state.verdict = {k: v for k, v in row.items() if k not in ("event", "time")}
+    elif event == "ended":
+        state.ended = row["status"]
+
+
+def _end(trial: Trial, row: Row, status: Status) -> None:
+    trial.status = status
+    trial.reason = row.get("reason", "")
+    trial.detail = row.get("detail", "")
+    trial.epoch = row.get("epochs", row.get("epoch", trial.epoch)) or trial.epoch
+    trial.ended = row["time"]
