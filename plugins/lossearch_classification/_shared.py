@@ -1,0 +1,152 @@
+"""What every loss of this package does alike: precision, checks, stable pieces, reductions.
+
+The class axis is 1 throughout, so logits ``[B, C]`` and dense logits ``[B, C, H, W]`` take one
+path. Values are only checked where looking costs nothing: on the CPU, outside ``vmap`` and
+``compile``. Shapes are always checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
+
+from lossearch.errors import FieldError, ParameterError
+
+LabelReduction = Literal["mean", "sum"]
+ClassWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+
+
+def raise_precision(x: Tensor) -> Tensor:
+    """Half-precision values as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a value check on ``x`` is possible and free: no GPU sync, no vmap, no tracing."""
+    return (
+        x.device.type == "cpu"
+        and x.numel() > 0
+        and not is_functorch_wrapped_tensor(x)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def check_multiclass(name: str, logits: Tensor, targets: Tensor) -> None:
+    """Logits ``[B, C, ...]`` with C >= 2, and int64 targets ``[B, ...]`` in [0, C).
+
+    Raises:
+        FieldError: a shape, a dtype or a target is not so.
+    """
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise FieldError(
+            f"{name} reads logits [B, C] with C >= 2 classes, not {list(logits.shape)}; for one "
+            "logit a sample take a binary loss"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise FieldError(f"{name} reads targets as class indices (int64), not {targets.dtype}")
+    positions = logits.shape[:1] + logits.shape[2:]
+    if targets.shape != positions:
+        raise FieldError(
+            f"{name}: logits {list(logits.shape)} go with targets {list(positions)}, "
+            f"not {list(targets.shape)}"
+        )
+    if readable(targets):
+        low, high = torch.aminmax(targets)
+        if low < 0 or high >= logits.shape[1]:
+            bad = int(low if low < 0 else high)
+            raise FieldError(f"{name}: target {bad} is outside [0, {logits.shape[1]})")
+
+
+def check_binary(
+    name: str, logits: Tensor, targets: Tensor, *, soft: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Binary and multilabel fields in one layout, unknown labels (-1) told apart.
+
+    Args:
+        name: The loss, for the message.
+        logits: ``[B]``, ``[B, L]`` or dense ``[B, L, ...]``; half precision is raised.
+        targets: Of the same shape; ``[B]`` (``[B, ...]``) will also do where L = 1.
+        soft: Whether targets may lie anywhere in [0, 1].
+
+    Returns:
+        Logits ``[B, L, ...]``, targets alike with 0 where unknown, and the bool mask of the known.
+
+    Raises:
+        FieldError: the shapes do not match, or a target is not allowed.
+    """
+    z = raise_precision(logits)
+    if z.ndim == 0:
+        raise FieldError(f"{name} reads logits [B], [B, 1] or [B, L], not a single number")
+    z = z.unsqueeze(1) if z.ndim == 1 else z
+    t = targets.unsqueeze(1) if targets.ndim == z.ndim - 1 and z.shape[1] == 1 else targets
+    if t.shape != z.shape:
+        raise FieldError(
+            f"{name}: logits {list(logits.shape)} go with targets of that shape, "
+            f"not {list(targets.shape)}"
+        )
+    if readable(t):
+        legal = (t == -1) | ((t >= 0) & (t <= 1) if soft else (t == 0) | (t == 1))
+        if not legal.all():
+            allowed = "in [0, 1], or -1 for unknown" if soft else "0, 1, or -1 for unknown"
+            raise FieldError(f"{name}: target {t[~legal][0].item():g} is not {allowed}")
+    known = t >= 0
+    return z, torch.where(known, t, 0).to(z.dtype), known
+
+
+def reduce_labels(values: Tensor, known: Tensor, how: LabelReduction) -> Tensor:
+    """Label values ``[B, L, ...]`` to ``[B]``; unknown labels count neither way."""
+    total = torch.where(known, values, 0.0).sum(1)
+    return dense_mean(total / known.sum(1).clamp(min=1) if how == "mean" else total)
+
+
+def dense_mean(values: Tensor) -> Tensor:
+    """Values per position ``[B, ...]`` to each sample's mean ``[B]``."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+def class_vector(
+    name: str, parameter: str, values: Sequence[float] | Tensor, logits: Tensor
+) -> Tensor:
+    """One number for each class, ``[C]``, of the logits' dtype and device.
+
+    Raises:
+        ParameterError: there are not C of them.
+    """
+    vector = torch.as_tensor(values, dtype=logits.dtype, device=logits.device)
+    if vector.shape[-1:] != logits.shape[1:2]:
+        raise ParameterError(
+            f"{name}: {parameter} has {vector.numel()} values for {logits.shape[1]} classes"
+        )
+    return vector
+
+
+def along_classes(vector: Tensor, logits: Tensor) -> Tensor:
+    """``[C]`` shaped to broadcast over logits ``[B, C, ...]``."""
+    return vector.reshape(-1, *(1,) * (logits.ndim - 2))
+
+
+def pick(values: Tensor, targets: Tensor) -> Tensor:
+    """The target class's entry: ``[B, C, ...]`` to ``[B, ...]``."""
+    return values.gather(1, targets.unsqueeze(1)).squeeze(1)
+
+
+def drop(values: Tensor, targets: Tensor, fill: float) -> Tensor:
+    """``fill`` in place of the target class's entry, which then has no gradient."""
+    return values.scatter(1, targets.unsqueeze(1), fill)
+
+
+def log_rest(log_p: Tensor, targets: Tensor) -> Tensor:
+    """log(1 - p_y), as the logsumexp of the other classes: finite, with a finite slope."""
+    return drop(log_p, targets, -math.inf).logsumexp(1)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact in float64 also past torch's threshold of 20."""
+    return -F.logsigmoid(-x)

@@ -1,0 +1,92 @@
+"""Losses that are one minus a confusion-matrix metric, made smooth."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lossearch import Choices, Paper, Range, loss
+from lossearch_classification._shared import check_binary, softplus
+
+
+@loss(
+    task=("binary", "multilabel"),
+    returns="batch",
+    paper=Paper(
+        "AnyLoss: Transforming Classification Metrics into Loss Functions",
+        2024,
+        "arXiv:2405.14745",
+    ),
+)
+def any_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    metric: Annotated[
+        Literal["accuracy", "f_beta", "g_mean", "balanced_accuracy"], Choices()
+    ] = "f_beta",
+    L: Annotated[float, Field(gt=0), Range(5.0, 100.0, log=True)] = 73.0,
+    beta: Annotated[float, Field(gt=0), Range(0.25, 4.0, log=True)] = 1.0,
+) -> Tensor:
+    r"""AnyLoss: one minus a metric of the confusion matrix of amplified probabilities.
+
+    Each probability counts as :math:`\hat y = \sigma(L(\sigma(z) - \tfrac12))`, nearly 0 or 1. A
+    rate whose class is absent from the batch is left out of the (geometric) mean; f_beta without
+    positives is 0. Over several labels the mean of their metrics is taken, leaving out labels that
+    nobody in the batch knows.
+
+    The gradient vanishes where the probability is far from one half, so large ``L`` wants large
+    batches.
+
+    Args:
+        logits: ``[B]``, ``[B, 1]`` or ``[B, C]``.
+        targets: Of the same shape, in {0, 1}, -1 for unknown.
+        metric: What to maximise: ``accuracy``, ``f_beta``, ``g_mean`` (of the two rates) or
+            ``balanced_accuracy``.
+        L: Amplification, > 0.
+        beta: Weight of recall against precision in f_beta, > 0.
+
+    Returns:
+        One number, in [0, 1].
+
+    Raises:
+        FieldError: shapes that do not match, or a target outside {-1, 0, 1}.
+
+    Checked against the authors' code, doheonhan/anyloss (AnyLoss - Code.ipynb).
+    """
+    z, t, known = check_binary("any_loss", logits, targets)
+    amplified = L * (z.sigmoid() - 0.5)
+    positive, negative = known & (t == 1), known & (t == 0)
+    n_pos, n_neg = positive.to(z).sum(0), negative.to(z).sum(0)
+    tp = torch.where(positive, amplified.sigmoid(), 0).sum(0)
+    tn = torch.where(negative, (-amplified).sigmoid(), 0).sum(0)
+    if metric == "accuracy":
+        value = (tp + tn) / (n_pos + n_neg).clamp(min=1)
+    elif metric == "f_beta":
+        predicted = tp + n_neg - tn
+        weighed = beta**2 * n_pos
+        value = (1 + beta**2) * tp / torch.where(n_pos > 0, weighed + predicted, 1)
+    elif metric == "balanced_accuracy":
+        rates = tp / n_pos.clamp(min=1) + tn / n_neg.clamp(min=1)
+        value = rates / _classes(n_pos, n_neg)
+    else:  # by logarithms: the slope of a square root is infinite at a rate of 0
+        log_rates = _log_rate(amplified, positive) + _log_rate(-amplified, negative)
+        value = (log_rates / _classes(n_pos, n_neg)).exp()
+    labels = (n_pos + n_neg) > 0
+    return torch.where(labels, 1 - value, 0).sum() / labels.sum().clamp(min=1)
+
+
+def _classes(n_pos: Tensor, n_neg: Tensor) -> Tensor:
+    """How many of the two classes each label's batch holds; 1 where none."""
+    return ((n_pos > 0).to(n_pos) + (n_neg > 0).to(n_neg)).clamp(min=1)
+
+
+def _log_rate(amplified: Tensor, members: Tensor) -> Tensor:
+    """Log of the mean of sigmoid(amplified) over the members, 0 where there is none."""
+    present = members.any(0)
+    logs = torch.where(members | ~present, -softplus(-amplified), -math.inf).logsumexp(0)
+    return torch.where(present, logs - members.to(logs).sum(0).clamp(min=1).log(), 0)

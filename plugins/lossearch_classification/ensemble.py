@@ -1,0 +1,198 @@
+"""A loss made of losses: one of them drawn for each step or epoch, or their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+import lossearch
+from lossearch import Bound, ByTask, Choices, Component, Given, loss
+from lossearch.errors import ParameterError
+
+_DECAY = 0.99
+
+Spec = str | dict[str, Any]
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+def _resolve(
+    members: Sequence[Spec], task: str | None, seed: int, facts: Mapping[str, int | None]
+) -> list[tuple[Component, BaseModel]]:
+    """Each member's component and its parameters, filled in as the engine would."""
+    known = {fact: value for fact, value in facts.items() if value is not None}
+    resolved = []
+    for position, spec in enumerate(members, start=1):
+        params = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = params.pop("name", None)
+        if not isinstance(name, str):
+            raise ParameterError(f"loss_ensemble: member {spec!r} has no 'name'")
+        component = lossearch.get(name)
+        if component.kind != "loss":
+            raise ParameterError(
+                f"loss_ensemble: '{name}' is a {component.kind}; its members are losses"
+            )
+        if task is not None and task not in component.tasks:
+            raise ParameterError(
+                f"loss_ensemble: '{name}' serves {', '.join(component.tasks)}, not {task}"
+            )
+        known["seed"] = seed + position  # two random members must not draw alike
+        resolved.append((component, component.complete(params, task=task, facts=known)))
+    return resolved
+
+
+def _members_of(params: Any) -> list[tuple[Component, BaseModel]]:
+    facts = {"num_classes": params.num_classes, "train_size": params.train_size}
+    return _resolve(params.members, params.study_task, params.seed, facts)
+
+
+def _reads(params: Any) -> Iterable[str]:
+    return {field for component, p in _members_of(params) for field in component.reads(p)}
+
+
+def _returns(params: Any) -> Literal["per_sample", "batch"]:
+    every = all(c.returns_at(p) == "per_sample" for c, p in _members_of(params))
+    return "per_sample" if every else "batch"
+
+
+@loss(
+    name="loss_ensemble",
+    task=("multiclass", "binary", "multilabel"),
+    returns=_returns,
+    reads=_reads,
+    cost="one forward of the drawn member; of every member in mode mean and in evaluation",
+)
+class LossEnsemble(nn.Module):
+    """A random member loss for each step or epoch, or the weighted mean of all.
+
+    The same member serves the whole batch. In evaluation it is the weighted mean, which is what
+    the draws amount to. Where a member gives one value for a batch, so does the ensemble, and the
+    others are averaged.
+
+    Args:
+        members: Two to six losses: a name, or a mapping of ``name`` and parameters.
+        weights: One for each member, >= 0 and not all 0: the odds of the draw or the weights of
+            the mean. None: all alike.
+        mode: ``draw`` or ``mean``.
+        draw_every: ``step`` or ``epoch``.
+        normalize: Divide each member by the running mean of its absolute value (decay 0.99,
+            renewed where the member is used in training), so that none rules by its scale.
+        study_task: The task, for members whose defaults depend on it; filled in.
+        num_classes: For members that want it; filled in.
+        train_size: For members that want it; filled in.
+        seed: Of its own generator and, shifted by position, of random members.
+
+    Raises:
+        ParameterError: weights that do not fit, a member that is no loss or has a bad parameter.
+        UnknownNameError: nothing answers to a member's name.
+
+    Ours.
+    """
+
+    running: Tensor
+
+    def __init__(
+        self,
+        *,
+        members: Annotated[
+            tuple[Spec, ...],
+            Field(min_length=2, max_length=6),
+            ByTask(
+                binary=("binary_cross_entropy", "focal"),
+                multilabel=("binary_cross_entropy", "focal"),
+            ),
+        ] = ("cross_entropy", "focal"),
+        weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None,
+        mode: Annotated[Literal["draw", "mean"], Choices()] = "draw",
+        draw_every: Annotated[Literal["step", "epoch"], Choices()] = "step",
+        normalize: bool = False,
+        study_task: Annotated[
+            Task | None,
+            ByTask(multiclass="multiclass", binary="binary", multilabel="multilabel"),
+        ] = None,
+        num_classes: Annotated[int | None, Given("num_classes")] = None,
+        train_size: Annotated[int | None, Given("train_size")] = None,
+        seed: Annotated[int, Given("seed")] = 0,
+    ) -> None:
+        super().__init__()
+        odds = [1.0] * len(members) if weights is None else list(weights)
+        if len(odds) != len(members) or not sum(odds) > 0:
+            raise ParameterError(
+                f"loss_ensemble: weights = {odds} must be one number for each of the "
+                f"{len(members)} members, and not all 0"
+            )
+        facts = {"num_classes": num_classes, "train_size": train_size}
+        resolved = _resolve(members, study_task, seed, facts)
+        self.members = nn.ModuleList([Bound(component, params) for component, params in resolved])
+        self.per_sample = all(c.returns_at(p) == "per_sample" for c, p in resolved)
+        self.odds = [weight / sum(odds) for weight in odds]
+        self.mode = mode
+        self.draw_every = draw_every
+        self.normalize = normalize
+        self.register_buffer("running", torch.zeros(len(members)))  # 0: not seen yet
+        self.current = -1
+        self.drawn_at = -1
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The drawn member's values, ``[B]`` or one number; the weighted mean in evaluation."""
+        if self.mode == "draw" and self.training:
+            if self.draw_every == "step" or self.current < 0:
+                self._draw()
+            return self._value(self.current, batch)
+        used = [m for m, weight in enumerate(self.odds) if weight > 0]
+        return torch.stack([self.odds[m] * self._value(m, batch) for m in used]).sum(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the epoch's member, once, also if a resumed run begins the epoch again."""
+        for member in self._bound():
+            member.start_epoch(epoch)
+        if self.draw_every == "epoch" and epoch != self.drawn_at:
+            self._draw()
+            self.drawn_at = epoch
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the members."""
+        for member in self._bound():
+            member.end_epoch(epoch)
+
+    def _bound(self) -> list[Bound]:
+        return cast("list[Bound]", list(self.members))
+
+    def _draw(self) -> None:
+        drawn = torch.multinomial(torch.tensor(self.odds), 1, generator=self.generator)
+        self.current = int(drawn)
+
+    def _value(self, m: int, batch: Mapping[str, Any]) -> Tensor:
+        value: Tensor = self.members[m](batch)
+        if not self.per_sample:
+            value = value.sum() / max(value.numel(), 1)
+        if self.normalize:
+            value = value / self._scale(m, value.detach())
+        return value
+
+    def _scale(self, m: int, value: Tensor) -> Tensor:
+        """The member's running mean absolute value, 1 as long as it is 0."""
+        if self.training and value.numel() > 0:
+            now = value.abs().mean().to(self.running)
+            old = self.running[m]
+            self.running[m] = torch.where(old > 0, _DECAY * old + (1 - _DECAY) * now, now)
+        scale = self.running[m].to(value)
+        return torch.where(scale > 0, scale, 1.0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the state_dict holds: the draw in force and the generator's state."""
+        return {
+            "current": self.current,
+            "drawn_at": self.drawn_at,
+            "generator": self.generator.get_state(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.current = state["current"]
+        self.drawn_at = state["drawn_at"]
+        self.generator.set_state(state["generator"].cpu())

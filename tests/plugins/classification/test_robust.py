@@ -1,0 +1,160 @@
+"""Generalized and symmetric cross-entropy: their limits, truncation and closed-form gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lossearch_classification import (
+    cross_entropy,
+    generalized_cross_entropy,
+    symmetric_cross_entropy,
+)
+from torch import Tensor
+from torch.func import grad, vmap
+
+import lossearch
+from lossearch.errors import FieldError, ParameterError
+
+CLASSES = 4
+
+
+@pytest.fixture
+def z() -> Tensor:
+    return 3 * torch.randn(9, CLASSES, dtype=torch.float64, generator=torch.manual_seed(0))
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.tensor([0, 1, 2, 3, 0, 0, 1, 2, 3])
+
+
+def target_probability(z: Tensor, y: Tensor) -> Tensor:
+    return z.softmax(1).gather(1, y[:, None])[:, 0]
+
+
+def test_generalized_cross_entropy_by_hand() -> None:
+    z = torch.tensor([[0.0, math.log(3.0)]])  # p = 1/4, 3/4
+    value = generalized_cross_entropy(z, torch.tensor([0]), q=0.5)
+    assert value.item() == pytest.approx((1 - 0.25**0.5) / 0.5)
+    value = generalized_cross_entropy(z, torch.tensor([0]), q=0.5, k=0.36)
+    assert value.item() == pytest.approx((1 - 0.6) / 0.5)
+
+
+@pytest.mark.parametrize("q", [0.05, 0.7, 0.95])
+def test_generalized_cross_entropy_is_the_definition(z: Tensor, y: Tensor, q: float) -> None:
+    expected = (1 - target_probability(z, y) ** q) / q
+    torch.testing.assert_close(generalized_cross_entropy(z, y, q=q), expected)
+
+
+def test_generalized_cross_entropy_ends(z: Tensor, y: Tensor) -> None:
+    torch.testing.assert_close(generalized_cross_entropy(z, y, q=0.0), cross_entropy(z, y))
+    near = generalized_cross_entropy(z, y, q=1e-9)
+    torch.testing.assert_close(near, cross_entropy(z, y))
+    one = generalized_cross_entropy(z, y, q=1.0)
+    torch.testing.assert_close(one, 1 - target_probability(z, y))
+
+
+def test_generalized_cross_entropy_gradient(z: Tensor, y: Tensor) -> None:
+    slope = grad(lambda z: generalized_cross_entropy(z, y, q=0.3).sum())(z)
+    p = target_probability(z, y)[:, None]
+    torch.testing.assert_close(slope, p**0.3 * (z.softmax(1) - F.one_hot(y, CLASSES)))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.7])
+def test_truncation_is_flat_below_k(z: Tensor, y: Tensor, q: float) -> None:
+    k = 0.2
+    value = generalized_cross_entropy(z, y, q=q, k=k)
+    slope = grad(lambda z: generalized_cross_entropy(z, y, q=q, k=k).sum())(z)
+    below = target_probability(z, y) <= k
+    assert below.any() and not below.all()
+    floor = -math.log(k) if q == 0 else (1 - k**q) / q
+    torch.testing.assert_close(value[below], torch.full_like(value[below], floor))
+    assert (slope[below] == 0).all()
+    plain = generalized_cross_entropy(z, y, q=q)
+    torch.testing.assert_close(value, plain.clamp(max=floor))  # the authors' minimum
+    assert (slope[~below].abs().sum(1) > 0).all()
+
+
+def test_truncation_above_chance_warns_in_the_first_epoch(z: Tensor, y: Tensor) -> None:
+    with pytest.warns(UserWarning, match=r"k = 0\.3 is above 1/C = 0\.25"):
+        generalized_cross_entropy(z, y, 0, k=0.3)
+    generalized_cross_entropy(z, y, 1, k=0.3)  # warnings are errors here
+    generalized_cross_entropy(z, y, 0, k=0.2)
+
+
+def test_not_a_number_is_not_hidden_by_the_truncation() -> None:
+    z = torch.tensor([[float("nan"), 0.0]])
+    for k in (0.3, torch.tensor(0.3)):
+        assert generalized_cross_entropy(z, torch.tensor([0]), k=k).isnan().all()
+
+
+def test_symmetric_cross_entropy_by_hand() -> None:
+    z = torch.tensor([[0.0, math.log(3.0)]])
+    value = symmetric_cross_entropy(z, torch.tensor([0]), alpha=2.0, beta=3.0, A=-4.0)
+    assert value.item() == pytest.approx(2 * math.log(4) + 3 * 4 * 0.75)
+
+
+def test_symmetric_cross_entropy_special_cases(z: Tensor, y: Tensor) -> None:
+    alone = symmetric_cross_entropy(z, y, alpha=1.0, beta=0.0)
+    torch.testing.assert_close(alone, cross_entropy(z, y))
+    reverse = symmetric_cross_entropy(z, y, alpha=0.0, beta=1.0, A=-6.0)
+    absolute = (F.one_hot(y, CLASSES) - z.softmax(1)).abs().sum(1)  # probability_mae
+    torch.testing.assert_close(reverse, 6 / 2 * absolute)
+
+
+def test_symmetric_cross_entropy_is_the_public_code(z: Tensor, y: Tensor) -> None:
+    clamped = F.one_hot(y, CLASSES).double().clamp(1e-4, 1.0)
+    reverse = -(z.softmax(1).clamp(1e-7, 1.0) * clamped.log()).sum(1)
+    expected = 6 * F.cross_entropy(z, y, reduction="none") + 0.1 * reverse
+    value = symmetric_cross_entropy(z, y, alpha=6.0, beta=0.1, A=math.log(1e-4))
+    torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [generalized_cross_entropy, symmetric_cross_entropy])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extremes_are_finite(loss, dtype: torch.dtype) -> None:
+    rows = [[80.0, -80.0, 0.0], [-80.0, 80.0, 80.0], [80.0, 80.0, 80.0]]
+    z = torch.tensor(rows, dtype=dtype, requires_grad=True)
+    for y in range(3):
+        value = loss(z, torch.full((3,), y))
+        slope = torch.autograd.grad(value.sum(), z)[0]
+        assert value.dtype == torch.float32
+        assert value.isfinite().all() and slope.isfinite().all()
+
+
+def test_members_and_hyperparameters_stack(z: Tensor, y: Tensor) -> None:
+    stack, h = torch.stack([z, -z, 2 * z]), torch.tensor([0.0, 0.2, 0.9], dtype=torch.float64)
+    cases = [
+        lambda z, h: generalized_cross_entropy(z, y, q=h, k=h / 2),
+        lambda z, h: symmetric_cross_entropy(z, y, alpha=h, beta=h + 1, A=-h - 1),
+    ]
+    for case in cases:
+        loop = torch.stack([case(stack[i], h[i].item()) for i in range(3)])
+        torch.testing.assert_close(vmap(case)(stack, h), loop)
+        slopes = vmap(grad(lambda z, h, case=case: case(z, h).sum()))(stack, h)
+        assert slopes.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("generalized_cross_entropy", {"q": 1.1}),
+        ("generalized_cross_entropy", {"q": -0.1}),
+        ("generalized_cross_entropy", {"k": 1.0}),
+        ("symmetric_cross_entropy", {"alpha": -1.0}),
+        ("symmetric_cross_entropy", {"beta": -1.0}),
+        ("symmetric_cross_entropy", {"A": 0.0}),
+    ],
+)
+def test_illegal_parameters_are_refused_at_construction(name: str, params: dict) -> None:
+    with pytest.raises(ParameterError, match=f"{name}: {next(iter(params))}"):
+        lossearch.build(name, **params)
+
+
+@pytest.mark.parametrize("loss", [generalized_cross_entropy, symmetric_cross_entropy])
+def test_fields_are_checked(loss) -> None:
+    with pytest.raises(FieldError, match="target 2 is outside"):
+        loss(torch.zeros(2, 2), torch.tensor([0, 2]))
