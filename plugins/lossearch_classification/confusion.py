@@ -88,5 +88,5 @@ def _classes(n_pos: Tensor, n_neg: Tensor) -> Tensor:
 def _log_rate(amplified: Tensor, members: Tensor) -> Tensor:
     """Log of the mean of sigmoid(amplified) over the members, 0 where there is none."""
     present = members.any(0)
-    logs = torch.where(members | ~present, -softplus(-amplified), -math.inf).logsumexp(0)
+    logs = torch.where(members, -softplus(-amplified), -math.inf).logsumexp(0)
     return torch.where(present, logs - members.to(logs).sum(0).clamp(min=1).log(), 0)

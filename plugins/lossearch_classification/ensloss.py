@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class EnsLoss(nn.Module):
 
     Checked against the author's code, statmlben/ensLoss (losses.py, train.py).
     """
+
+    __lossearch_skip__: ClassVar = {"gradcheck": "only its slope is defined, not its value"}
 
     def __init__(
         self,
