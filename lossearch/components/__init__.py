@@ -13,6 +13,7 @@ from lossearch.components.decorators import (
 )
 from lossearch.components.fields import FIELDS, TASKS
 from lossearch.components.params import ByTask, Choices, Given, Range
+from lossearch.components.tensors import raise_precision, readable
 
 __all__ = [
     "FIELDS",
@@ -32,5 +33,7 @@ __all__ = [
     "miner",
     "model",
     "provider",
+    "raise_precision",
+    "readable",
     "reweighting",
 ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from torch import nn
 
-from lossearch.components.params import Signature, read_signature, validate
+from lossearch.components.params import WHOLE_BATCH, Signature, read_signature, validate
 from lossearch.errors import FieldError, PluginError, did_you_mean
 
 Kind = Literal[
@@ -68,7 +68,13 @@ class Component:
 
     @cached_property
     def signature(self) -> Signature:
-        return read_signature(self.name, self.target)
+        signature = read_signature(self.name, self.target)
+        if signature.whole_batch and self.reads_by is None:
+            raise PluginError(
+                f"{self.name} takes the whole batch; say which fields it needs of it by "
+                "reads= in its decorator"
+            )
+        return signature
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -89,7 +95,7 @@ class Component:
         return self.signature.optional
 
     @property
-    def Params(self) -> type[BaseModel]:  # noqa: N802 - it is a class
+    def Params(self) -> type[BaseModel]:
         """The pydantic model of its hyperparameters."""
         return self.signature.Params
 
@@ -112,7 +118,7 @@ class Component:
         """
         values = dict(params)
         for parameter, by_task in self.signature.by_task.items():
-            if parameter not in values and task in by_task:
+            if parameter not in values and task is not None and task in by_task:
                 values[parameter] = by_task[task]
         for parameter, fact in self.signature.facts.items():
             if values.get(parameter) is None and fact in facts:
@@ -161,7 +167,8 @@ class Bound(nn.Module):
         """
         signature = self.component.signature
         arguments: dict[str, Any] = {}
-        for field in signature.required + signature.optional:
+        named = signature.required + signature.optional
+        for field in sorted(self._reads) if signature.whole_batch else named:
             if batch.get(field) is not None:
                 arguments[field] = batch[field]
             elif field in self._reads or field in signature.required:
@@ -170,19 +177,24 @@ class Bound(nn.Module):
                     f"{self.component.name} reads '{field}', which the batch lacks"
                     f"{did_you_mean(field, have) or '.'} It has: {', '.join(have) or 'nothing'}"
                 )
+        if signature.whole_batch:
+            arguments = {WHOLE_BATCH: batch}
         if self.module is not None:
             return self.module(**arguments)
         return self.component.target(**arguments, **self._values)
 
     def start_epoch(self, epoch: int) -> None:
         """Tell a stateful component that an epoch begins, if it listens."""
-        if self.module is not None and hasattr(self.module, "start_epoch"):
-            self.module.start_epoch(epoch)
+        self._tell("start_epoch", epoch)
 
     def end_epoch(self, epoch: int) -> None:
         """Tell a stateful component that an epoch has ended, if it listens."""
-        if self.module is not None and hasattr(self.module, "end_epoch"):
-            self.module.end_epoch(epoch)
+        self._tell("end_epoch", epoch)
+
+    def _tell(self, event: str, epoch: int) -> None:
+        listen = getattr(self.module, event, None)
+        if callable(listen):
+            listen(epoch)
 
     def extra_repr(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in self._values.items())

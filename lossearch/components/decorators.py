@@ -56,10 +56,11 @@ def reweighting(
     name: str | None = None,
     paper: Paper | None = None,
     vmap: bool | None = None,
+    reads: Reads | None = None,
     cost: str = "",
 ) -> Callable[[T], T]:
     """Declare a reweighting: fields (``losses`` [B] among them) to weights [B] of mean 1."""
-    return _declare("reweighting", task, name, vmap, paper=paper, cost=cost)
+    return _declare("reweighting", task, name, vmap, paper=paper, reads_by=reads, cost=cost)
 
 
 def miner(
@@ -69,10 +70,13 @@ def miner(
     returns: Returns = "mask",
     paper: Paper | None = None,
     vmap: bool | None = None,
+    reads: Reads | None = None,
     cost: str = "",
 ) -> Callable[[T], T]:
-    """Declare a miner: fields to a bool mask [B] over ``losses``, or to a ``selection`` of pairs."""
-    return _declare("miner", task, name, vmap, returns=returns, paper=paper, cost=cost)
+    """Declare a miner: fields to a bool mask [B] over ``losses``, or a ``selection`` of pairs."""
+    return _declare(
+        "miner", task, name, vmap, returns=returns, paper=paper, reads_by=reads, cost=cost
+    )
 
 
 def balancer(
@@ -81,6 +85,7 @@ def balancer(
     name: str | None = None,
     paper: Paper | None = None,
     vmap: bool | None = None,
+    reads: Reads | None = None,
     cost: str = "",
 ) -> Callable[[T], T]:
     """Declare a balancer of several terms.
@@ -89,7 +94,7 @@ def balancer(
     [K, ...] returns the combined gradient; its hyperparameter ``at`` says of what: ``parameters``
     ([K, P], over the model's parameters) or ``output`` ([K, B, ...], at the model's output).
     """
-    return _declare("balancer", task, name, vmap, paper=paper, cost=cost)
+    return _declare("balancer", task, name, vmap, paper=paper, reads_by=reads, cost=cost)
 
 
 def metric(
@@ -106,7 +111,7 @@ def metric(
 def provider(
     *, gives: str | tuple[str, ...], name: str | None = None, cost: str = ""
 ) -> Callable[[T], T]:
-    """Declare a provider: fields to one further field, or to a tuple of them in ``gives``' order."""
+    """Declare a provider: fields to one further field, or to a tuple in the order of ``gives``."""
     given = (gives,) if isinstance(gives, str) else gives
     return _declare("provider", TASKS, name, False, gives=given, cost=cost)
 

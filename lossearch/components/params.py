@@ -39,7 +39,7 @@ class Range:
 
 @dataclass(frozen=True, init=False)
 class Choices:
-    """Search among these values; without any, among those of the parameter's ``Literal`` or bool."""
+    """Search among these values; without any, those of the parameter's ``Literal`` or bool."""
 
     values: tuple[Any, ...]
 
@@ -58,7 +58,7 @@ Domain = Range | Choices
 class Given:
     """Filled in by the engine from what it knows of the task, never searched.
 
-    Facts: ``train_size``, ``num_classes``, ``num_terms``, ``seed``.
+    Facts: ``train_size``, ``num_classes``, ``num_terms``, ``term_weights``, ``seed``.
     """
 
     fact: str
@@ -74,9 +74,17 @@ class ByTask:
         object.__setattr__(self, "values", types.MappingProxyType(values))
 
 
+WHOLE_BATCH = "batch"
+
+
 @dataclass(frozen=True)
 class Signature:
-    """What a component's signature declares."""
+    """What a component's signature declares.
+
+    A component whose only positional parameter is ``batch`` is handed the whole mapping of fields:
+    for a wrapper of other components, which decide what it reads. Its decorator says so by
+    ``reads=``.
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
@@ -84,6 +92,7 @@ class Signature:
     domains: Mapping[str, Domain]
     facts: Mapping[str, str]
     by_task: Mapping[str, Mapping[str, Any]]
+    whole_batch: bool = False
 
 
 def read_signature(name: str, target: Callable[..., Any]) -> Signature:
@@ -100,6 +109,14 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
     else:
         hyper = fields = target
     required, optional = _fields(name, fields)
+    whole_batch = (required, optional) == ((WHOLE_BATCH,), ())
+    if whole_batch:
+        required = ()
+    elif WHOLE_BATCH in required + optional:
+        raise PluginError(
+            f"{name}: '{WHOLE_BATCH}' is the mapping of all fields; it takes no other field "
+            "beside it, and no default"
+        )
     hints = get_type_hints(hyper, include_extras=True)
     declared: dict[str, Any] = {}
     domains: dict[str, Domain] = {}
@@ -120,7 +137,7 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
         declared[parameter.name] = (hint, default)
         for mark in hint.__metadata__ if get_origin(hint) is Annotated else ():
             if isinstance(mark, (Range, Choices)):
-                domains[parameter.name] = _complete(mark, hint)
+                domains[parameter.name] = _complete(f"{name}: '{parameter.name}'", mark, hint)
             elif isinstance(mark, Given):
                 facts[parameter.name] = mark.fact
             elif isinstance(mark, ByTask):
@@ -139,7 +156,7 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
         ),
         **declared,
     )
-    signature = Signature(required, optional, params, domains, facts, by_task)
+    signature = Signature(required, optional, params, domains, facts, by_task, whole_batch)
     _check_domains(name, signature)
     return signature
 
@@ -194,7 +211,7 @@ def _fields(name: str, target: Callable[..., Any]) -> tuple[tuple[str, ...], tup
     return tuple(required), tuple(optional)
 
 
-def _complete(mark: Domain, hint: Any) -> Domain:
+def _complete(what: str, mark: Domain, hint: Any) -> Domain:
     """``Choices()`` takes its values from the annotation."""
     if isinstance(mark, Range) or mark.values:
         return mark
@@ -203,7 +220,7 @@ def _complete(mark: Domain, hint: Any) -> Domain:
             return Choices(*get_args(kind))
         if kind is bool:
             return Choices(False, True)
-    raise PluginError("Choices() without values needs a Literal or a bool")
+    raise PluginError(f"{what} has Choices() without values, which needs a Literal or a bool")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -217,17 +234,22 @@ def is_integer(signature: Signature, parameter: str) -> bool:
 
 
 def _check_domains(name: str, signature: Signature) -> None:
-    """Both ends of every search domain must be legal, so that no proposal can be refused."""
-    missing = dict.fromkeys(signature.facts, None)
-    needed = {k for k, f in signature.Params.model_fields.items() if f.is_required()}
+    """Defaults and both ends of every search domain must be legal, so that none is refused."""
+    tried: list[tuple[str, str, Any]] = []
+    for parameter, field in signature.Params.model_fields.items():
+        if parameter not in signature.facts:
+            tried.append((parameter, "default of '{}' is", field.default))
+    for parameter, by_task in signature.by_task.items():
+        tried += [(parameter, "default of '{}' by task is", v) for v in by_task.values()]
     for parameter, domain in signature.domains.items():
-        for end in domain.ends:
-            try:
-                signature.Params(**{parameter: end, **{k: 1 for k in needed if k in missing}})
-            except ValidationError as error:
-                wrong = [e for e in error.errors() if e["loc"] and e["loc"][0] == parameter]
-                if wrong:
-                    raise PluginError(
-                        f"{name}: the search range of '{parameter}' reaches {end!r}, "
-                        f"which is not legal: {wrong[0]['msg']}"
-                    ) from None
+        tried += [(parameter, "search range of '{}' reaches", end) for end in domain.ends]
+    for parameter, what, value in tried:
+        try:
+            signature.Params(**{parameter: value})
+        except ValidationError as error:
+            wrong = [e for e in error.errors() if e["loc"] and e["loc"][0] == parameter]
+            if wrong:
+                raise PluginError(
+                    f"{name}: the {what.format(parameter)} {value!r}, which is not legal: "
+                    f"{wrong[0]['msg']}"
+                ) from None

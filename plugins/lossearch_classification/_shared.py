@@ -15,27 +15,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError, ParameterError
 
 LabelReduction = Literal["mean", "sum"]
 ClassWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
-
-
-def raise_precision(x: Tensor) -> Tensor:
-    """Half-precision values as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def readable(x: Tensor) -> bool:
-    """Whether a value check on ``x`` is possible and free: no GPU sync, no vmap, no tracing."""
-    return (
-        x.device.type == "cpu"
-        and x.numel() > 0
-        and not is_functorch_wrapped_tensor(x)
-        and not torch.compiler.is_compiling()
-    )
 
 
 def check_multiclass(name: str, logits: Tensor, targets: Tensor) -> None:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from lossearch import Paper, Range, loss
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     ClassWeights,
@@ -19,8 +20,6 @@ from lossearch_classification._shared import (
     dense_mean,
     drop,
     pick,
-    raise_precision,
-    readable,
     reduce_labels,
     softplus,
 )

@@ -10,13 +10,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, loss
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     check_binary,
     check_multiclass,
     drop,
     pick,
-    raise_precision,
     reduce_labels,
     softplus,
 )

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from lossearch import ByTask, Choices, Paper, Range, loss
+from lossearch.components import raise_precision
 from lossearch.errors import ParameterError
 from lossearch_classification._shared import (
     LabelReduction,
@@ -25,7 +26,6 @@ from lossearch_classification._shared import (
     dense_mean,
     log_rest,
     pick,
-    raise_precision,
     reduce_labels,
     softplus,
 )
@@ -50,7 +50,8 @@ def _epsilon(value: float | list[float]) -> float | list[float]:
     return value
 
 
-Alpha = Annotated[float | list[float] | None, AfterValidator(_alpha), Range(0.05, 0.95)]
+# Not searched by itself: in softmax mode one number scales the loss and nothing else.
+Alpha = Annotated[float | list[float] | None, AfterValidator(_alpha)]
 Mode = Annotated[
     Literal["softmax", "sigmoid"],
     ByTask(multiclass="softmax", binary="sigmoid", multilabel="sigmoid"),

@@ -8,15 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Paper, Range, loss
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import (
-    along_classes,
-    check_multiclass,
-    dense_mean,
-    pick,
-    raise_precision,
-    readable,
-)
+from lossearch_classification._shared import along_classes, check_multiclass, dense_mean, pick
 
 
 @loss(

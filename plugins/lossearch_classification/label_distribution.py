@@ -14,14 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, loss
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import (
-    check_multiclass,
-    drop,
-    raise_precision,
-    readable,
-    softplus,
-)
+from lossearch_classification._shared import check_multiclass, drop, softplus
 
 PAPER = Paper(
     "Label Distributionally Robust Losses for Multi-class Classification: Consistency, Robustness "

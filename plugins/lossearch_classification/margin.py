@@ -17,13 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import ByTask, Choices, Paper, Range, loss
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     check_binary,
     check_multiclass,
     pick,
-    raise_precision,
-    readable,
     reduce_labels,
     softplus,
 )

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError
-from lossearch_classification._shared import raise_precision
 
 
 @loss(

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
-from lossearch_classification._shared import check_multiclass, pick, raise_precision
+from lossearch.components import raise_precision
+from lossearch_classification._shared import check_multiclass, pick
 
 
 @loss(

@@ -1,27 +1,13 @@
-"""What the components of this package do alike: precision, and when values may be looked at."""
+"""What the components of this package do alike."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lossearch.errors import FieldError
 
 BY_TARGET = ("multiclass", "binary", "multilabel")
-
-
-def raise_precision(x: Tensor) -> Tensor:
-    """Half-precision values as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def readable(*tensors: Tensor) -> bool:
-    """Whether value checks are possible and free: no GPU sync, no vmap, no tracing."""
-    return not torch.compiler.is_compiling() and all(
-        x.device.type == "cpu" and x.numel() > 0 and not is_functorch_wrapped_tensor(x)
-        for x in tensors
-    )
 
 
 def mean_of_known(values: Tensor, targets: Tensor) -> Tensor:

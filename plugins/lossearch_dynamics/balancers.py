@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchjd.scalarization import UW
 
 from lossearch import Choices, Given, Paper, Range, balancer
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError, ParameterError
-from lossearch_dynamics._shared import raise_precision, readable
 
 
 @balancer()

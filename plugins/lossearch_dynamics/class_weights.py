@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, reweighting
+from lossearch.components import readable
 from lossearch.errors import FieldError
-from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch, readable
+from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch
 
 
 @reweighting(task=BY_TARGET)

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, balancer
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError, ParameterError
-from lossearch_dynamics._shared import raise_precision
 
 
 @balancer(

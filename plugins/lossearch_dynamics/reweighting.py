@@ -10,12 +10,13 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, reweighting
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError, ParameterError
-from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch, raise_precision
+from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch
 
 
 @reweighting()
@@ -108,12 +109,18 @@ setattr(  # noqa: B010 - a function's type has no such attribute
 )
 
 
+def _dynamic_loss_reads(params: BaseModel) -> tuple[str, ...]:
+    anneals = getattr(params, "anneal", "none") != "none"
+    return ("losses", "step", "total_steps") if anneals else ("losses",)
+
+
 @reweighting(
     paper=Paper(
         "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining",
         2025,
         "arXiv:2502.06733",
-    )
+    ),
+    reads=_dynamic_loss_reads,
 )
 def dynamic_loss(
     losses: Tensor,

@@ -1,0 +1,164 @@
+"""What a dataset component returns: all samples, not yet split; and the way there from arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset, TensorDataset
+
+from lossearch.components import TASKS
+from lossearch.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class ImageFiles(TorchDataset[Any]):
+    """Image files by their paths; an item is the decoded RGB image."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> Image:
+        from PIL import Image
+
+        path = self.paths[position]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"image {path} cannot be read ({error}); repair it or take it out of the folder"
+            ) from None
+
+
+Inputs = np.ndarray | Tensor | pd.DataFrame | TorchDataset[Any]
+
+
+@dataclass
+class Dataset:
+    """What a dataset component returns: all samples, not yet split.
+
+    Attributes:
+        inputs: An array or tensor ``(samples, ...)`` (8-bit ones of three or four dimensions are
+            images), a table, image files, or a map-style torch dataset whose items are the input
+            or begin with it. Arrays are used as they are; tables are imputed, standardised and
+            encoded on the training split.
+        targets: One label for each sample: whole numbers or text for classes, ``(samples,
+            labels)`` of 0 and 1 (-1 unknown) for multilabel, real numbers for regression.
+        task: ``multiclass``, ``binary``, ``multilabel`` or ``regression``; where left out, what
+            the targets suggest.
+        class_names: The classes that whole-number targets count, in order. Without them the
+            classes are the values that occur.
+        test: Inputs and targets of the test part, for datasets that come with one.
+        image_size: Side in pixels that images of files are brought to; where left out, that of
+            the first image, at most 224.
+        augment: Whether training images are cropped and flipped at random.
+    """
+
+    inputs: Inputs
+    targets: Any
+    task: str | None = None
+    class_names: tuple[str, ...] = ()
+    test: tuple[Inputs, Any] | None = None
+    image_size: int | None = None
+    augment: bool = True
+
+
+def as_dataset(
+    data: Any,
+    targets: Any = None,
+    task: str | None = None,
+    *,
+    class_names: tuple[str, ...] = (),
+    test: Any = None,
+) -> Dataset:
+    """A dataset from what a user has at hand.
+
+    Args:
+        data: An array or tensor, an ``(inputs, targets)`` pair, a data frame, a map-style torch
+            dataset of ``(input, target)`` items, or a :class:`Dataset`, which is returned.
+        targets: The labels; for a data frame also the name of their column.
+        task: ``multiclass``, ``binary``, ``multilabel`` or ``regression``; where left out, what
+            the labels suggest.
+        class_names: Names of the classes 0, 1, ....
+        test: A test part of the same form as ``data``, if there is a fixed one.
+
+    Raises:
+        DataError: there are no labels, no such column, or the data is of another kind.
+    """
+    if task is not None and task not in TASKS:
+        raise DataError(unknown("task", task, TASKS))
+    if isinstance(data, Dataset):
+        return replace(data, task=task) if task else data
+    inputs, labels = _pair(data, targets)
+    fixed = None
+    if test is not None:
+        fixed = _pair(test, targets if isinstance(targets, str) else None)
+    return Dataset(inputs, labels, task, tuple(class_names), fixed)
+
+
+def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
+    """Inputs and labels of one part."""
+    if isinstance(data, tuple) and targets is None:
+        if len(data) != 2:
+            raise DataError(f"a pair (inputs, targets) is wanted, not a tuple of {len(data)}")
+        return _pair(*data)
+    if isinstance(data, pd.DataFrame) and isinstance(targets, str):
+        if targets not in data.columns:
+            raise DataError(unknown("column", targets, map(str, data.columns)))
+        return data.drop(columns=targets), data[targets]
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2 and targets is None:
+        return data.tensors
+    if isinstance(data, TorchDataset):
+        return data, _targets_of(data) if targets is None else targets
+    if targets is None:
+        raise DataError(
+            f"there are no targets for this {type(data).__name__}; pass targets=..., for a data "
+            "frame the name of their column"
+        )
+    if isinstance(data, (np.ndarray, Tensor, pd.DataFrame)):
+        return data, targets
+    try:
+        inputs = np.asarray(data)
+    except ValueError as error:
+        raise DataError(f"the inputs are not an array: {error}") from None
+    if inputs.dtype == object or inputs.ndim == 0:
+        raise DataError(
+            f"inputs of type {type(data).__name__} are not understood; pass an array, a tensor, a "
+            "data frame or a map-style torch dataset"
+        )
+    return inputs, targets
+
+
+def _targets_of(data: TorchDataset[Any]) -> Any:
+    """A torch dataset's labels: its attribute ``targets`` or ``labels``, else of the items."""
+    if not hasattr(data, "__len__"):
+        raise DataError("an iterable dataset cannot be split; pass a map-style one (with __len__)")
+    if isinstance(data, Subset):
+        return np.asarray(_targets_of(data.dataset))[np.asarray(data.indices)]
+    for name in ("targets", "labels", "_labels"):
+        found = getattr(data, name, None)
+        if found is not None and not callable(found):
+            return found
+    labels: list[Any] = []
+    for position in range(len(data)):  # pyright: ignore[reportArgumentType]
+        item = data[position]
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise DataError(
+                f"item {position} of the torch dataset is a {type(item).__name__}, not an "
+                "(input, target) pair; pass targets=..."
+            )
+        labels.append(item[1])
+    if labels and isinstance(labels[0], Tensor):
+        return torch.stack(labels)
+    return np.asarray(labels)

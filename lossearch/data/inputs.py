@@ -1,0 +1,249 @@
+"""Where batches of inputs come from: tensors, images kept as bytes, or a torch dataset's items.
+
+Each source streams the inputs of given index chunks. What fits is kept in memory and indexed; the
+rest goes through a ``DataLoader``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from lossearch.errors import DataError
+
+Device = torch.device | str
+
+
+class Source(Protocol):
+    """Inputs of one split. ``random``: whether training inputs depend on a seed."""
+
+    random: bool
+
+    def __len__(self) -> int: ...
+
+    def stream(
+        self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
+    ) -> Iterator[Tensor]:
+        """The inputs of each chunk of positions; augmented where there is a seed."""
+        ...
+
+
+class Tensors:
+    """Inputs that are one tensor, moved to a device once."""
+
+    random = False
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._resident: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resident": {}}  # copies on devices do not travel
+
+    def on(self, device: Device) -> Tensor:
+        """The whole tensor on a device, copied there on first use."""
+        name = str(device)
+        if name not in self._resident:
+            self._resident[name] = self.values.to(device)
+        return self._resident[name]
+
+    def stream(
+        self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
+    ) -> Iterator[Tensor]:
+        values = self.on(device)
+        for chunk in chunks:
+            yield values.index_select(0, chunk)
+
+
+class Images(Tensors):
+    """8-bit images ``(N, channels, H, W)`` kept as bytes, normalised batch by batch.
+
+    Training batches are shifted by up to an eighth of the side, mirrored beyond the edge, and
+    flipped left to right: the usual augmentation of small images.
+    """
+
+    def __init__(self, values: Tensor, *, augment: bool) -> None:
+        super().__init__(values)
+        self.random = augment
+
+    def stream(
+        self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
+    ) -> Iterator[Tensor]:
+        values = self.on(device)
+        channels = values.shape[1]
+        mean, std = (
+            torch.tensor(v, device=device).view(1, -1, 1, 1) for v in normalisation(channels)
+        )
+        draws = self._draw(chunks, seed) if self.random and seed is not None else None
+        for number, chunk in enumerate(chunks):
+            images = values.index_select(0, chunk)
+            if draws is not None:
+                images = _shifted(images, draws[number].to(device))
+            yield images.float().div_(255).sub_(mean).div_(std)
+
+    def _draw(self, chunks: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
+        """Shift down, shift right and flip of each sample, drawn for the whole epoch."""
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [len(chunk) for chunk in chunks]
+        height, width = (side // 8 for side in self.values.shape[2:])
+        total = sum(sizes)
+        return torch.stack(
+            [
+                torch.randint(-height, height + 1, (total,), generator=generator),
+                torch.randint(-width, width + 1, (total,), generator=generator),
+                torch.randint(0, 2, (total,), generator=generator),
+            ],
+            dim=1,
+        ).split(sizes)
+
+
+def _shifted(images: Tensor, draws: Tensor) -> Tensor:
+    """One gather does all: the index arithmetic holds shift, mirrored border and flip."""
+    height, width = images.shape[2:]
+    down, right, flip = draws.unbind(1)
+    rows = _mirror(torch.arange(height, device=images.device) + down[:, None], height)
+    columns = _mirror(torch.arange(width, device=images.device) + right[:, None], width)
+    columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    flat = images.flatten(2)
+    return flat.gather(2, pixels[:, None].expand_as(flat)).view_as(images)
+
+
+def _mirror(position: Tensor, size: int) -> Tensor:
+    position = position.abs()
+    return torch.where(position >= size, 2 * (size - 1) - position, position)
+
+
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by which images are normalised: ImageNet's for three channels."""
+    if channels == 3:
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return (0.5,) * channels, (0.5,) * channels
+
+
+class Items:
+    """Inputs that a torch dataset makes one by one: images of files, or its own tensors.
+
+    Args:
+        items: The dataset, and
+        positions: which of its items belong to this split.
+        image_size: For items that are images, the side that timm's transforms bring them to;
+            None for items that are tensors already.
+        augment: Whether training images get timm's training transform.
+    """
+
+    def __init__(
+        self,
+        items: TorchDataset[Any],
+        positions: np.ndarray,
+        *,
+        image_size: int | None = None,
+        augment: bool = False,
+    ) -> None:
+        self.items = items
+        self.positions = positions
+        self.image_size = image_size
+        self.random = augment and image_size is not None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def stream(
+        self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
+    ) -> Iterator[Tensor]:
+        view = _View(self, seed if self.random else None)
+        loader = DataLoader(
+            view,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=workers,
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for batch in loader:
+            yield batch.to(device)
+
+
+class _View(TorchDataset[Tensor]):
+    """The items of one pass, transformed."""
+
+    def __init__(self, source: Items, seed: int | None) -> None:
+        self.source = source
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> Tensor:
+        source = self.source
+        item = item_input(source.items, int(source.positions[position]))
+        if source.image_size is None:
+            return torch.as_tensor(item, dtype=torch.float32)
+        transform = _transform(source.image_size, self.seed is not None)
+        item = item.convert("RGB")
+        if self.seed is None:
+            return transform(item)
+        # timm's transforms draw from the global generators: seeded for each sample, so that a
+        # sample's view depends on neither the workers nor its batch, and put back afterwards.
+        state = random.getstate()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                random.seed(self.seed + position)
+                torch.manual_seed(self.seed + position)
+                return transform(item)
+        finally:
+            random.setstate(state)
+
+
+@cache
+def _transform(image_size: int, training: bool) -> Any:
+    from timm.data.transforms_factory import create_transform
+
+    mean, std = normalisation(3)
+    return create_transform(
+        input_size=(3, image_size, image_size),
+        is_training=training,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        mean=mean,
+        std=std,
+    )
+
+
+def item_input(items: TorchDataset[Any], position: int) -> Any:
+    """The input of a torch dataset's item, which is the item or its first part."""
+    item = items[position]
+    if isinstance(item, (tuple, list)):
+        return item[0]
+    if isinstance(item, dict):
+        raise DataError(
+            f"item {position} of the torch dataset is a dict with {', '.join(map(str, item))}; "
+            "items must be (input, target) pairs"
+        )
+    return item
+
+
+def decode(items: TorchDataset[Any], positions: np.ndarray, image_size: int) -> Tensor:
+    """Images as bytes ``(N, 3, side, side)``, cropped to a square and resized."""
+    from PIL import Image, ImageOps
+
+    side = (image_size, image_size)
+    out = np.empty((len(positions), *side, 3), dtype=np.uint8)
+
+    def one(row: int) -> None:
+        image = item_input(items, int(positions[row])).convert("RGB")
+        if image.size != side:
+            image = ImageOps.fit(image, side, Image.Resampling.BICUBIC)
+        out[row] = np.asarray(image)
+
+    with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock free
+        for _ in pool.map(one, range(len(positions))):
+            pass
+    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()

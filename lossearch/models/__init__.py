@@ -1,0 +1,14 @@
+"""Models: a backbone that embeds and a head that scores, from a name or from the user's module."""
+
+from lossearch.models.build import ModelConfig, build_network
+from lossearch.models.network import CosineHead, LinearHead, Network
+from lossearch.models.zoo import model_components
+
+__all__ = [
+    "CosineHead",
+    "LinearHead",
+    "ModelConfig",
+    "Network",
+    "build_network",
+    "model_components",
+]

@@ -1,0 +1,110 @@
+"""The network of a study: a backbone that embeds, a head that scores, and what they can give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossearch.errors import ModelError
+
+
+class LinearHead(nn.Linear):
+    """Affine scores of the embeddings, :math:`W e + b`: embeddings ``[B, E]`` to ``[B, C]``.
+
+    Args:
+        num_features: Width E of the embeddings.
+        num_outputs: Number C of scores.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int) -> None:
+        super().__init__(num_features, num_outputs)
+
+
+class CosineHead(nn.Module):
+    r"""Scaled cosines between embeddings and class weights, :math:`s \cos(e, w_c)`, without bias.
+
+    Margin losses train on cosines, so their probabilities mean something only under the loss's
+    own scale.
+
+    Args:
+        num_features: Width E of the embeddings.
+        num_outputs: Number C of scores.
+        scale: The factor s of the cosines, that of the loss.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        # A linear layer's initial weight, so that one seed starts both heads alike.
+        self.weight = nn.Linear(num_features, num_outputs, bias=False).weight
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(embeddings), F.normalize(self.weight))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={self.scale}"
+
+
+class Network(nn.Module):
+    """A backbone that embeds and a head that scores.
+
+    Args:
+        backbone: Inputs to embeddings ``[B, E]``; without a head, inputs to scores.
+        head: Embeddings to scores ``[B, C]``; ``None`` where the backbone is a module that cannot
+            be split, which then gives its scores alone.
+        squeeze: Give a single score as ``[B]`` rather than ``[B, 1]``.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module | None, *, squeeze: bool = True
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.squeeze = squeeze
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """``logits`` (``[B, C]``, a single one as ``[B]``) and, with a head, ``embeddings``."""
+        if self.head is None:
+            return {"logits": self._shape(scores(self.backbone(inputs)))}
+        embeddings = self.backbone(inputs)
+        return {"logits": self._shape(self.head(embeddings)), "embeddings": embeddings}
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        """The classifier's weight ``[C, E]``, if the head has one."""
+        weight = getattr(self.head, "weight", None)
+        return weight if isinstance(weight, nn.Parameter) and weight.ndim == 2 else None
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Which of ``logits``, ``embeddings`` and ``weight`` it can give."""
+        if self.head is None:
+            return ("logits",)
+        return ("logits", "embeddings") + (("weight",) if self.weight is not None else ())
+
+    def _shape(self, logits: Tensor) -> Tensor:
+        single = self.squeeze and logits.ndim == 2 and logits.shape[1] == 1
+        return logits[:, 0] if single else logits
+
+
+def scores(output: Any) -> Tensor:
+    """The scores in what a user's module returns: a tensor, a mapping or a tuple of tensors.
+
+    Raises:
+        ModelError: there is no tensor where the scores belong.
+    """
+    first = output
+    if isinstance(output, Mapping):
+        first = output["logits"] if "logits" in output else next(iter(output.values()), None)
+    elif isinstance(output, (tuple, list)):
+        first = output[0] if output else None
+    if not isinstance(first, Tensor):
+        raise ModelError(
+            f"the model returns {type(output).__name__}; return the scores as a tensor, as the "
+            "first of a tuple, or as 'logits' of a dict"
+        )
+    return first
