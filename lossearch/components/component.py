@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class Component:
         vmappable: Whether ``torch.func.vmap`` may run it over members and hyperparameters.
         reads_by: Which fields it reads, where that depends on the parameters.
         cost: What it costs beyond one forward and backward, in words.
+        skips: Conformance checks that do not apply to it, each with the reason.
     """
 
     name: str
@@ -65,6 +66,10 @@ class Component:
     vmappable: bool = False
     reads_by: Callable[[BaseModel], Iterable[str]] | None = None
     cost: str = ""
+    skips: Mapping[str, str] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Component:
+        return self  # it is data about code: a copied objective shares it
 
     @cached_property
     def signature(self) -> Signature:

@@ -6,7 +6,7 @@ was, with its own types, and can be called, pickled and tested as such.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -30,6 +30,7 @@ def loss(
     vmap: bool | None = None,
     reads: Reads | None = None,
     cost: str = "",
+    skips: Mapping[str, str] = {},
 ) -> Callable[[T], T]:
     """Declare a loss: batch fields in, unreduced values out.
 
@@ -43,10 +44,11 @@ def loss(
         vmap: Whether ``torch.func.vmap`` may run it; functions by default, classes not.
         reads: Which fields it reads, where that depends on the parameters.
         cost: What it costs beyond one forward and backward, in words.
+        skips: Conformance checks that do not apply to it by design: name to reason.
     """
     return _declare(
         "loss", task, name, vmap,
-        returns=returns, auxiliary=auxiliary, paper=paper, reads_by=reads, cost=cost,
+        returns=returns, auxiliary=auxiliary, paper=paper, reads_by=reads, cost=cost, skips=skips,
     )  # fmt: skip
 
 
@@ -58,9 +60,10 @@ def reweighting(
     vmap: bool | None = None,
     reads: Reads | None = None,
     cost: str = "",
+    skips: Mapping[str, str] = {},
 ) -> Callable[[T], T]:
     """Declare a reweighting: fields (``losses`` [B] among them) to weights [B] of mean 1."""
-    return _declare("reweighting", task, name, vmap, paper=paper, reads_by=reads, cost=cost)
+    return _declare("reweighting", task, name, vmap, paper=paper, reads_by=reads, cost=cost, skips=skips)
 
 
 def miner(
@@ -72,10 +75,11 @@ def miner(
     vmap: bool | None = None,
     reads: Reads | None = None,
     cost: str = "",
+    skips: Mapping[str, str] = {},
 ) -> Callable[[T], T]:
     """Declare a miner: fields to a bool mask [B] over ``losses``, or a ``selection`` of pairs."""
     return _declare(
-        "miner", task, name, vmap, returns=returns, paper=paper, reads_by=reads, cost=cost
+        "miner", task, name, vmap, returns=returns, paper=paper, reads_by=reads, cost=cost, skips=skips
     )
 
 
@@ -87,6 +91,7 @@ def balancer(
     vmap: bool | None = None,
     reads: Reads | None = None,
     cost: str = "",
+    skips: Mapping[str, str] = {},
 ) -> Callable[[T], T]:
     """Declare a balancer of several terms.
 
@@ -94,7 +99,9 @@ def balancer(
     [K, ...] returns the combined gradient; its hyperparameter ``at`` says of what: ``parameters``
     ([K, P], over the model's parameters) or ``output`` ([K, B, ...], at the model's output).
     """
-    return _declare("balancer", task, name, vmap, paper=paper, reads_by=reads, cost=cost)
+    return _declare(
+        "balancer", task, name, vmap, paper=paper, reads_by=reads, cost=cost, skips=skips
+    )
 
 
 def metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from lossearch_classification._shared import (
         2025,
         "arXiv:2409.00908",
     ),
+    skips={"gradcheck": "only its slope is defined, not its value"},
 )
 class EnsLoss(nn.Module):
     r"""EnsLoss: random negative slopes, the steepest for the most wrong sample.
@@ -61,7 +62,6 @@ class EnsLoss(nn.Module):
     Checked against the author's code, statmlben/ensLoss (losses.py, train.py).
     """
 
-    __lossearch_skip__: ClassVar = {"gradcheck": "only its slope is defined, not its value"}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ the temperature: one for all samples, or one for each, kept between visits.
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -85,7 +85,12 @@ def ldr_kl(
     return _value(f, targets, lam, margin)
 
 
-@loss(name="aldr_kl", task="multiclass", paper=PAPER)
+@loss(
+    name="aldr_kl",
+    task="multiclass",
+    paper=PAPER,
+    skips={"gradcheck": "lambda_i is a constant of the gradient"},
+)
 class AldrKl(nn.Module):
     r"""ALDR-KL: LDR-KL with a temperature for each sample, lower where the model is confident.
 
@@ -110,7 +115,6 @@ class AldrKl(nn.Module):
         FieldError: a shape, a target or an index is not allowed, or ``l1`` meets a row of zeros.
     """
 
-    __lossearch_skip__: ClassVar = {"gradcheck": "lambda_i is a constant of the gradient"}
     lam: Tensor
 
     def __init__(

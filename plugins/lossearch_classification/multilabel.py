@@ -20,6 +20,7 @@ from lossearch_classification._shared import (
 @loss(
     task=("binary", "multilabel"),
     paper=Paper("Asymmetric Loss For Multi-Label Classification", 2021, "arXiv:2009.14119"),
+    skips={"gradcheck": "detach_weight, the default, holds the powers constant"},
 )
 def asymmetric(
     logits: Tensor,
@@ -66,10 +67,3 @@ def asymmetric(
     # log(1 - p + clip), exact for every logit; clip = 0 gives log(1 - p)
     negative = -weight_neg * torch.logaddexp(-softplus(z), cut.log()).clamp(max=0)
     return reduce_labels(torch.where(t == 1, positive, negative), known, label_reduction)
-
-
-setattr(  # noqa: B010 - a function's type has no such attribute
-    asymmetric,
-    "__lossearch_skip__",
-    {"gradcheck": "detach_weight, the default, holds the powers constant"},
-)

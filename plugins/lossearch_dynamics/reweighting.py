@@ -35,6 +35,7 @@ def none(losses: Tensor) -> Tensor:
 @reweighting(
     task=BY_TARGET,
     paper=Paper("Focal Loss for Dense Object Detection", 2017, "arXiv:1708.02002"),
+    skips={"mean one": "the weights fall as the model learns, as in the focal loss"},
 )
 def focal_weight(
     logits: Tensor,
@@ -100,13 +101,6 @@ def focal_weight(
         mean = weights.mean()
         weights = torch.where(mean > 0, weights / mean, 1.0)
     return weights
-
-
-setattr(  # noqa: B010 - a function's type has no such attribute
-    focal_weight,
-    "__lossearch_skip__",
-    {"mean one": "as in the focal loss, the weights fall as the model learns; see normalize"},
-)
 
 
 def _dynamic_loss_reads(params: BaseModel) -> tuple[str, ...]:
