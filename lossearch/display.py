@@ -4,95 +4,112 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
 
 from lossearch.executors import Executor
 from lossearch.study.run import Run
 from lossearch.trials.ledger import Row, State
 
 _ENDED = ("finished", "pruned", "failed", "rejected")
+_QUIET = 10.0  # seconds between two lines of a log
 
 
 class Display:
-    """One bar for the search and one for the confirmation, on stderr.
+    """One bar for the search and one for the confirmation, on stderr, and the best so far.
 
     The ETA is of the trials still to come at the pace of those that ended, pruned ones included.
+    Where stderr is no terminal, a line now and then says the same.
     """
 
     def __init__(self, run: Run, executor: Executor, console: Console | None = None) -> None:
         self.run = run
-        self.console = console or Console(stderr=True)
-        self.started = time.monotonic()
+        self.console = console or Console(stderr=True, highlight=False)
         config = run.setup.config
+        workers = f"{executor.workers} worker{'s' if executor.workers > 1 else ''}"
         self.console.print(
-            f"[bold]{config.name}[/]: {config.search.trials} trials of "
-            f"{config.training.epochs} epochs on {executor.workers} worker"
-            f"{'s' if executor.workers > 1 else ''} → {run.folder.path}"
+            f"[bold]{config.name}[/]: {config.search.trials} trials of up to "
+            f"{config.training.epochs} epochs on {workers}, into {run.folder.path}",
+            soft_wrap=True,
         )
         self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            Elapsed(),
-            TextColumn("{task.fields[eta]}"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(min_width=7, no_wrap=True)),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[eta]}", table_column=Column(no_wrap=True)),
+            TextColumn(
+                "{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             console=self.console,
-            refresh_per_second=4,
+            disable=not self.console.is_terminal,
         )
-        self._bars: dict[str, Any] = {}
+        self._bars: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, int]] = {}
+        self._said = time.monotonic()
         self.progress.start()
-        state = run.state
-        started = sum(bool(t.rungs) or t.status != "running" for t in state.trials.values())
-        self._bar("search", config.search.trials, started)
+        self._bar("search", config.search.trials, _met(run.state))
 
     def __call__(self, state: State, row: Row) -> None:
         event = row["event"]
         if event in (*_ENDED, "rung"):
-            self._search(state)
+            self._update("search", _met(state), self._best(state))
         elif event == "confirmed":
             self._confirmed(state)
         elif event in ("verdict", "ended"):
             self.progress.stop()
 
-    def _search(self, state: State) -> None:
-        trials = state.trials.values()
-        met = sum(bool(t.rungs) or t.status != "running" for t in trials)
-        best = self.run.best()
-        note = ""
-        if best is not None and best.score is not None:
-            note = f"best {self.run.setup.metric.name} {best.score:.4g}: {best.label}"
-        counts = state.counts()
+    def _best(self, state: State) -> str:
+        best, counts = self.run.best(), state.counts()
         bad = counts["failed"] + counts["rejected"]
-        self._update("search", met, note + (f" ({bad} failed or rejected)" if bad else ""))
+        note = f"({bad} failed or rejected) " if bad else ""
+        if best is not None and best.score is not None:
+            note += f"best {self.run.setup.metric.name} {best.score:.4g}: {best.label}"
+        return note
 
     def _confirmed(self, state: State) -> None:
+        done = len(state.confirmations)
         if "confirm" not in self._bars:
             baseline, candidates = self.run.finalists()
             finalists = len(candidates) + (baseline is not None)
-            total = finalists * self.run.setup.config.confirm.seeds
-            self._bar("confirm", total, max(len(state.confirmations) - 1, 0))
-        self._update("confirm", len(state.confirmations), "fresh seeds, test split")
+            self._bar("confirm", finalists * self.run.setup.config.confirm.seeds, done - 1)
+        self._update("confirm", done, "finalists and baseline on fresh seeds")
 
     def _bar(self, name: str, total: int, done: int) -> None:
-        bar = self.progress.add_task(name, total=total, completed=done, eta="", note="")
-        self._bars[name] = bar
+        self._bars[name] = self.progress.add_task(
+            name, total=total, completed=done, eta="", note=""
+        )
         self._began[name] = (time.monotonic(), done)
 
     def _update(self, name: str, done: int, note: str) -> None:
         began, before = self._began[name]
         bar = self._bars[name]
-        total = self.progress.tasks[bar].total or 0
+        total = int(self.progress.tasks[bar].total or 0)
         eta = ""
-        if done > before and done < total:
+        if before < done < total:
             left = (time.monotonic() - began) / (done - before) * (total - done)
             eta = f"ETA {_time(left)}"
-        self.progress.update(bar, completed=done, eta=eta, note=note)
+        self.progress.update(bar, completed=done, eta=eta, note=escape(note))
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self._said > _QUIET or done == total):
+            self._said = now
+            line = f"{name} {done}/{total} {eta} {note}"
+            self.console.print(" ".join(line.split()), markup=False, soft_wrap=True)
+
+
+def _met(state: State) -> int:
+    """How many trials have been trained to some rung, or have ended."""
+    return sum(bool(t.rungs) or t.status != "running" for t in state.trials.values())
 
 
 def _time(seconds: float) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lossearch.errors import StudyError, unknown
+from lossearch.errors import unknown
 from lossearch.training import JobResult, Recipe, Unit
+
+EXECUTORS = ("local", "ray")
 
 
 class Source(Protocol):
@@ -46,26 +48,36 @@ class ExecutorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "local"
-    address: str | None = Field(None, description="of a running Ray cluster, or 'auto'")
-    workers: int | None = Field(None, ge=1, description="units side by side; as many as fit")
-    cpus: float = Field(1.0, gt=0, description="CPU cores of one worker")
-    gpus: float | None = Field(
-        None, ge=0, description="GPUs of one worker, a fraction to share one; 1 where there is one"
+    address: str | None = Field(default=None, description="of a running Ray cluster, or 'auto'")
+    workers: int | None = Field(
+        default=None, ge=1, description="units side by side; as many as fit"
     )
+    cpus: float = Field(default=1.0, gt=0, description="CPU cores of one worker")
+    gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs of one worker, a fraction to share one; 1 where there is one",
+    )
+
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in EXECUTORS:
+            raise ValueError(unknown("executor", name, EXECUTORS))
+        return name
 
 
 def make_executor(config: ExecutorConfig) -> Executor:
     """The executor of a study.
 
     Raises:
-        StudyError: there is no executor of this name.
+        StudyError: no Ray cluster answers, or a worker fits nowhere on it.
     """
-    if config.name == "local":
-        from lossearch.executors.local import LocalExecutor
-
-        return LocalExecutor()
     if config.name == "ray":
         from lossearch.executors.ray import RayExecutor
 
         return RayExecutor(config)
-    raise StudyError(unknown("executor", config.name, ("local", "ray")))
+    from lossearch.executors.local import LocalExecutor
+
+    return LocalExecutor()

@@ -90,6 +90,9 @@ class _Feed(Searcher):
         except BaseException as failed:
             self.error = failed
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher to restore it; the ledger is what a study resumes from
+
     def save(self, checkpoint_path: str) -> None:
         """The ledger is the only record."""
 

@@ -23,15 +23,17 @@ class ConfirmConfig(BaseModel):
     """How the verdict is reached: so many finalists, trained again on so many fresh seeds."""
 
     model_config = _STRICT
-    top: int = Field(3, ge=1, le=20)
-    seeds: int = Field(5, ge=2, le=100)
+    top: int = Field(default=3, ge=1, le=20)
+    seeds: int = Field(default=5, ge=2, le=100)
 
 
 class TrackingConfig(BaseModel):
     """Where MLflow keeps the runs: any tracking URI."""
 
     model_config = _STRICT
-    uri: str | None = Field(None, description="sqlite:///<output's parent>/mlflow.db by default")
+    uri: str | None = Field(
+        default=None, description="sqlite:///<output's parent>/mlflow.db by default"
+    )
     experiment: str = "lossearch"
 
 
@@ -40,17 +42,19 @@ class StudyConfig(BaseModel):
 
     model_config = _STRICT
 
-    name: str = "study"
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field(default="study", min_length=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     data: DataConfig
     model: ModelConfig = ModelConfig(name="mlp")
     space: str | dict[str, Any] | None = Field(
-        None, description="a name, a file or a document; by default the task's own"
+        default=None, description="a name, a file or a document; by default the task's own"
     )
     metric: ComponentSpec = ComponentSpec(name="accuracy")
-    metrics: tuple[ComponentSpec, ...] = Field((), description="measured too, but not searched by")
+    metrics: tuple[ComponentSpec, ...] = Field(
+        default=(), description="measured too, but not searched by"
+    )
     baseline: ComponentSpec | dict[str, Any] | None = Field(
-        None, description="a loss, or a space of its own; the task's standard by default"
+        default=None, description="a loss, or a space of its own; the task's standard by default"
     )
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
@@ -78,8 +82,11 @@ class StudyConfig(BaseModel):
         return (self.metric, *(m for m in self.metrics if m.name != self.metric.name))
 
     def document(self) -> dict[str, Any]:
-        """Plain data for ``study.yaml``."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Plain data for ``study.yaml``; reading it back gives the same study.
+
+        A null is kept, since it may stand in place of a default: no rungs, no tracking.
+        """
+        return self.model_dump(mode="json")
 
 
 def read_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
@@ -98,15 +105,18 @@ def read_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConf
 
 def expand(document: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """A copy of a study's document with overrides by dotted key: ``search.trials``."""
-    document = {k: v for k, v in document.items() if "." not in k}
+    document = dict(document)
     for dotted, value in overrides.items():
         *outer, last = dotted.split(".")
         inside = document
         for key in outer:
-            held = inside.get(key)
-            inside[key] = {"name": held} if isinstance(held, str) else dict(held or {})
-            inside = inside[key]
-        inside[last] = value
+            held = inside.get(key) or {}
+            inside[key] = {"name": held} if isinstance(held, str) else held
+            if not isinstance(inside[key], dict):
+                break  # no section at all, which validation will say
+            inside[key] = inside = dict(inside[key])
+        else:
+            inside[last] = value
     return document
 
 

@@ -34,21 +34,30 @@ def finalists(state: State, metric: Component, top: int) -> tuple[Trial | None, 
     """
     ranked = best_first(state.trials.values(), metric)
     own = [t for t in state.trials.values() if t.role == "baseline"]
-    same = [o.objective for o in own]
-    baseline = next((t for t in ranked if t.objective in same), None)
+    same = [_plain(t.objective) for t in own]
+    baseline = next((t for t in ranked if _plain(t.objective) in same), None)
     chosen: dict[str, Trial] = {}
     for trial in ranked:
-        if trial.objective not in same:
+        if _plain(trial.objective) not in same:
             chosen.setdefault(_structure(trial.objective), trial)
     return baseline, list(chosen.values())[:top]
+
+
+def _plain(objective: dict[str, Any]) -> dict[str, Any]:
+    """The objective without reweightings that do nothing."""
+    terms = [
+        {k: v for k, v in term.items() if k != "reweighting" or v["name"] != "none"}
+        for term in objective["terms"]
+    ]
+    return {**objective, "terms": terms}
 
 
 def _structure(objective: dict[str, Any]) -> str:
     names = [
         f"{place}={term[place]['name']}"
-        for term in objective["terms"]
+        for term in _plain(objective)["terms"]
         for place in ("loss", "reweighting", "miner")
-        if place in term and term[place]["name"] != "none"
+        if place in term
     ]
     balancer = objective.get("balancer")
     return " ".join(names + ([f"balancer={balancer['name']}"] if balancer else []))
@@ -65,14 +74,18 @@ def verdict(
     left = {c.number: _finalist(state, c, metric.name) for c in candidates}
     base = _finalist(state, baseline, metric.name) if baseline is not None else None
     seeds = len(base.test) if base is not None else 0
-    whole = [f for f in left.values() if seeds and len(f.test) == seeds]
+    tried = {c.seed for c in state.confirmations}
+    whole = [f for f in left.values() if len(f.test) == len(tried)]
     dropped = [f.label for f in left.values() if f not in whole]
     if base is None or seeds < 2 or not whole:
-        why = (
-            "the baseline did not finish"
-            if base is None or seeds < 2
-            else "no candidate finished on every fresh seed"
-        )
+        if base is None:
+            why = "no trial of the baseline finished"
+        elif not left:
+            why = "no other objective finished"
+        elif seeds < 2:
+            why = "the baseline did not finish on two fresh seeds"
+        else:
+            why = "no candidate finished on every fresh seed"
         found: dict[str, Any] = {
             "metric": metric.name,
             "maximize": metric.maximize,

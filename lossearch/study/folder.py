@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lossearch.errors import StudyError
@@ -22,7 +23,11 @@ class Folder:
 
     @property
     def holds_study(self) -> bool:
-        return self.ledger.exists()
+        try:  # killed before its first row was whole, a study has not begun
+            with self.ledger.open("rb") as file:
+                return file.readline().endswith(b"\n")
+        except OSError:
+            return False
 
     def create(self) -> None:
         """Make the folder.
@@ -35,12 +40,17 @@ class Folder:
                 f"{self.path} already holds a study; go on with it by `lossearch resume "
                 f"{self.path}`, or choose another folder with --output"
             )
+        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        probe = self.path / ".writable"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
             probe.write_bytes(b"x" * 65536)
             probe.unlink()
         except OSError as error:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
             raise StudyError(
                 f"the output folder {self.path} cannot be written to: {error.strerror}. Choose "
                 "another with --output"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import pprint
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,19 @@ def write_best(folder: Folder, setup: Setup, state: State, trial: int) -> None:
 
 def _needed(setup: Setup, file: FilePlugin, objective: dict[str, Any]) -> bool:
     """Whether a one-file plugin offers a component of this objective."""
-    names = {spec.name for _, spec in ObjectiveSpec.parse(objective).components()}
-    return any(setup.registry.owner(name) == file.name for name in names)
+    offered = {c.name for c in setup.registry if setup.registry.owner(c.name) == file.name}
+    return not offered.isdisjoint(_names(objective))
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Every component's name, those of an ensemble's members included."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("name"), str):
+            yield value["name"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _names(each)
 
 
 def write_verdict(folder: Folder, verdict: Mapping[str, Any]) -> None:
@@ -64,6 +75,8 @@ def write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StudyError(f"{path} cannot be written: {error.strerror}") from None
 
 
@@ -147,7 +160,7 @@ def copy_plugins(folder: Folder, to: Path) -> None:
     """Copy the one-file plugins that an exported objective needs to beside it."""
     for name in read_yaml(folder.best).get("plugins", []):
         if (folder.path / name) != to / name:
-            shutil.copyfile(folder.path / name, to / name)
+            write(to / name, (folder.path / name).read_text(encoding="utf-8"))
 
 
 def shapes(
@@ -169,7 +182,8 @@ def shapes(
         try:
             objective = Objective(ObjectiveSpec.parse(document), registry, facts)
             objective.eval()
-            loss = objective.terms[0].loss
+            loss = objective.get_submodule("terms.0.loss")
+            assert isinstance(loss, Bound)
             value, slope = _shape(loss, margin, document["task"], facts)
         except (LossearchError, RuntimeError, ValueError, TypeError):
             continue

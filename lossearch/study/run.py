@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import optuna
-
 from lossearch.feasibility import objective_problems
+from lossearch.report.text import verdict_text
 from lossearch.study.confirm import best_first, confirmation_seeds, finalists, verdict
 from lossearch.study.folder import Folder
 from lossearch.study.setup import Setup
@@ -103,7 +102,7 @@ class Run:
         return None
 
     def _propose(self) -> Trial:
-        proposal, asked = self.proposer.propose()
+        proposal = self.proposer.propose()
         number = max(self.state.trials, default=-1) + 1
         problems = objective_problems(
             proposal.objective,
@@ -116,13 +115,8 @@ class Run:
             self.record("rejected", **what, reason="infeasible", detail="; ".join(problems))
         else:
             self.record("proposed", **what)
-        return self._register(self.state.trials[number], asked)
-
-    def _register(self, trial: Trial, asked: optuna.Trial) -> Trial:
-        self.proposer.register(trial, asked)
-        if trial.status == "rejected":
-            self.proposer.tell(trial)
-        return trial
+        self.proposer.register(self.state.trials[number])
+        return self.state.trials[number]
 
     def _describe(self, number: int, proposal: Proposal) -> dict[str, Any]:
         return {
@@ -143,7 +137,8 @@ class Run:
         return Job(trial.number, trial.objective, trial.training, seed, until)
 
     def _paused(self, trial: Trial) -> bool:
-        return trial.epoch in trial.rungs
+        # one killed after its last rung and before its end is recorded trains again
+        return trial.epoch in trial.rungs and trial.epoch in self.rungs.levels[:-1]
 
     def _report_search(self, result: JobResult) -> None:
         trial = self.state.trials[result.trial]
@@ -173,7 +168,6 @@ class Run:
                 epochs=result.epoch,
                 seconds=round(trial.seconds, 4),
             )
-        self.proposer.tell(trial)
 
     def _end_search(self) -> None:
         for trial in self.state.trials.values():
@@ -226,7 +220,8 @@ class Run:
 
     def _judge(self) -> None:
         baseline, candidates = self.finalists()
-        self.record("verdict", **verdict(self.state, baseline, candidates, self.setup.metric))
+        found = verdict(self.state, baseline, candidates, self.setup.metric)
+        self.record("verdict", **found, text=verdict_text(found))
 
     # --- what others show --------------------------------------------------------------------
 

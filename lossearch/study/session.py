@@ -1,4 +1,4 @@
-"""Starting, resuming and finishing a study; what the command line and ``lossearch.search`` call."""
+"""Starting, resuming and finishing a study; the command line and ``lossearch.search`` call it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lossearch.components import Component
 from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
 from lossearch.errors import StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.objective import Objective, load_objective
-from lossearch.plugins import FilePlugin, load_plugins
+from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
 from lossearch.study.folder import Folder, fresh_folder
 from lossearch.study.run import Listener, Run
 from lossearch.study.setup import Setup, set_up, versions
-from lossearch.trials.ledger import Ledger, State, Trial, read_ledger, replay
+from lossearch.trials.ledger import Ledger, State, Trial, in_use, read_ledger, replay
+from lossearch.trials.proposer import importance
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
@@ -75,14 +75,16 @@ def start(
     folder = Folder(config.output) if config.output else fresh_folder(config.name)
     if folder.holds_study:
         folder.create()  # says what to do
+    if isinstance(config.space, str) and config.space.endswith((".yaml", ".yml")):
+        # kept with the study, which then does not depend on the file
+        config = config.model_copy(update={"space": read_yaml(Path(config.space))})
     setup = set_up(config, dataset=dataset, module=module)
+    executor = make_executor(config.executor)
     folder.create()
     resolved = config.model_copy(update={"output": str(folder.path)})
     document = resolved.document()
     outputs.write(folder.study, dump_yaml(document))
-    ledger = Ledger(folder.ledger)
-    state = State()
-    return _go(setup, folder, ledger, state, display, _study_row(setup, document))
+    return _go(setup, folder, executor, State(), display, _study_row(setup, document))
 
 
 def resume(
@@ -102,11 +104,16 @@ def resume(
     if not state.study:
         raise StudyError(f"{folder.path} was stopped before it began; run it anew")
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
-    if config.data.name == "user" and dataset is None:
-        raise StudyError(
-            "this study searched on data given from Python; resume it from there, with "
-            "lossearch.search(..., resume=True)"
-        )
+    for what, lacks in (
+        ("data", config.data.name == "user" and dataset is None),
+        ("a model", isinstance(state.study["model"], str) and module is None),
+    ):
+        if lacks:
+            raise StudyError(
+                f"this study searched on {what} given from Python; resume it from there, with "
+                "lossearch.search(..., resume_existing=True)"
+            )
+    _refuse_changes(config, folder, state.study["config"])
     files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
     setup = set_up(config, files=files, dataset=dataset, module=module)
     was = state.study["data"]["fingerprint"]
@@ -116,15 +123,45 @@ def resume(
             f"{setup.data.info.fingerprint[:12]} now, {was[:12]} then); its trials cannot be "
             "compared with new ones. Put the data back, or start a new study"
         )
-    ledger = Ledger(folder.ledger)
-    return _go(setup, folder, ledger, state, display, None)
+    there = {PluginInfo(**p) for p in state.study["plugins"]} ^ set(setup.plugins.loaded)
+    if there:
+        names = ", ".join(sorted({plugin.name for plugin in there}))
+        raise StudyError(
+            f"the plugins are not those that this study began with: {names}. Install what it had, "
+            "or start a new study"
+        )
+    return _go(setup, folder, make_executor(config.executor), state, display, None)
+
+
+# What a resumed study may not change, and the keys of it that it may.
+_FIXED = ("seed", "model", "space", "metric", "baseline", "search", "training", "providers")
+_FREE = {"search": ("trials",), "training": ("device", "threads")}
+
+
+def _refuse_changes(config: StudyConfig, folder: Folder, began: dict[str, Any]) -> None:
+    """Trials of one study are compared with each other, so all must mean the same."""
+    document = config.document()
+    for key in _FIXED:
+        now, then = (
+            {k: v for k, v in d[key].items() if k not in _FREE.get(key, ())}
+            if isinstance(d[key], dict)
+            else d[key]
+            for d in (document, began)
+        )
+        if now != then:
+            raise StudyError(
+                f"'{key}' in {folder.study} is not what this study began with; its trials cannot "
+                f"be compared with new ones. Put it back ({then}), or start a new study"
+            )
 
 
 def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": setup.config.name,
         "config": document,
-        "data": dataclasses.asdict(setup.data.info),
+        "metric": setup.metric.name,
+        "maximize": setup.metric.maximize,
+        "data": {"name": setup.config.data.name, **dataclasses.asdict(setup.data.info)},
         "model": repr(setup.model) if isinstance(setup.model, nn.Module) else document["model"],
         "versions": {**versions(), "python": platform.python_version()},
         "plugins": [dataclasses.asdict(p) for p in setup.plugins.loaded],
@@ -136,44 +173,54 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
 def _go(
     setup: Setup,
     folder: Folder,
-    ledger: Ledger,
+    executor: Executor,
     state: State,
     display: Begin | None,
     study_row: dict[str, Any] | None,
 ) -> StudyResult:
-    executor = make_executor(setup.config.executor)
+    ledger = Ledger(folder.ledger)
     tracker = _tracker(setup.config, folder)
     run = Run(setup, folder, ledger, state, [])
-    best = run.best()
-    run.listeners.append(_Keeper(setup, folder, best.score if best is not None else None))
+    run.listeners.append(_Keeper(setup, folder, state, run.best()))
     if tracker is not None:
         if study_row is None:
             tracker.catch_up(read_ledger(folder.ledger))
         run.listeners.append(lambda _state, row: tracker.write(row))
-    run.record("study", **study_row) if study_row is not None else run.record("resumed")
-    if display is not None:
-        run.listeners.append(display(run, executor))
+    shown: Listener | None = None
     try:
+        run.record("study", **study_row) if study_row is not None else run.record("resumed")
+        if display is not None:
+            shown = display(run, executor)
+            run.listeners.append(shown)
         if not run.over:
             executor.run(setup.recipe(folder.checkpoints), run)
         run.record("ended", status="complete")
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        if not isinstance(error, StudyError):  # a full disk takes no more rows
-            run.record("ended", status="interrupted" if stopped else "failed")
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if not isinstance(error, StudyError):
+            run.record("ended", status=status)
+        elif shown is not None:  # a full disk takes no more rows, and the display must close
+            shown(state, {"event": "ended", "status": status})
         raise
     finally:
-        _finish(setup, folder, run, tracker)
+        problems = _finish(setup, folder, run, tracker)
         ledger.close()
-    problems = [tracker.problem] if tracker is not None and tracker.problem else []
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
 
 
 class _Keeper:
-    """Keeps ``best.yaml`` and ``verdict.json`` in step with the ledger."""
+    """Keeps ``best.yaml`` and ``verdict.json`` in step with the ledger.
 
-    def __init__(self, setup: Setup, folder: Folder, best: float | None) -> None:
-        self.setup, self.folder, self.best = setup, folder, best
+    At first it writes what a kill, after the ledger's last row, may have left undone.
+    """
+
+    def __init__(self, setup: Setup, folder: Folder, state: State, best: Trial | None) -> None:
+        self.setup, self.folder = setup, folder
+        self.best = best.score if best is not None else None
+        if best is not None:
+            outputs.write_best(folder, setup, state, best.number)
+        if state.verdict is not None:
+            self._judged(state, state.verdict)
 
     def __call__(self, state: State, row: dict[str, Any]) -> None:
         if row["event"] == "finished" and row["score"] is not None:
@@ -182,10 +229,13 @@ class _Keeper:
                 self.best = row["score"]
                 outputs.write_best(self.folder, self.setup, state, row["trial"])
         elif row["event"] == "verdict" and state.verdict is not None:
-            outputs.write_verdict(self.folder, state.verdict)
-            chosen = state.verdict[state.verdict["recommend"]]
-            if chosen is not None:
-                outputs.write_best(self.folder, self.setup, state, chosen["trial"])
+            self._judged(state, state.verdict)
+
+    def _judged(self, state: State, verdict: dict[str, Any]) -> None:
+        outputs.write_verdict(self.folder, verdict)
+        chosen = verdict[verdict["recommend"]]
+        if chosen is not None:
+            outputs.write_best(self.folder, self.setup, state, chosen["trial"])
 
 
 def _tracker(config: StudyConfig, folder: Folder) -> MlflowTracker | None:
@@ -202,24 +252,33 @@ def tracking_uri(config: StudyConfig, folder: Folder) -> str:
     return given or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
 
 
-def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None) -> None:
-    """The exported loss, the report and the last of the tracking; also after an interrupt."""
-    if folder.best.exists():
-        outputs.write(folder.objective, outputs.export(folder, "python"))
-    importance = run.proposer.importance()
-    _write_report(folder, run.state, setup.config, setup.registry, setup.metric, importance)
+def _finish(
+    setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None
+) -> list[str]:
+    """The exported loss, the report and the last of the tracking; also after an interrupt.
+
+    What goes wrong here is a problem to tell of; it takes no verdict away, and hides no error.
+    """
+    problems: list[str] = []
+    try:
+        if folder.best.exists():
+            outputs.write(folder.objective, outputs.export(folder, "python"))
+        _write_report(folder, run.state, setup.registry)
+    except Exception as error:
+        problems.append(f"the report could not be written: {type(error).__name__}: {error}")
     if tracker is not None:
         tracker.log_files(folder.files())
+        if (run.state.verdict or {}).get("recommend") == "winner":
+            tracker.register(setup.config.name)
         tracker.close(timeout=30)
+        problems += [tracker.problem] if tracker.problem else []
+    return problems
 
 
 def _write_report(
     folder: Folder,
     state: State,
-    config: StudyConfig,
     registry: Registry,
-    metric: Component,
-    importance: dict[str, float],
 ) -> Path:
     from lossearch.report import write_report
 
@@ -235,7 +294,7 @@ def _write_report(
         folder.path,
         state,
         shapes=outputs.shapes(chosen, registry, {**facts, "total_steps": 1}),
-        importance=importance,
+        importance=importance(state.trials.values(), maximize=state.study["maximize"]),
     )
 
 
@@ -250,10 +309,9 @@ def renew(path: str | Path) -> tuple[Path, str | None]:
     state = replay(rows)
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
     plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
-    metric = plugins.registry.get(config.metric.name, "metric")
-    written = _write_report(folder, state, config, plugins.registry, metric, {})
-    tracker = _tracker(config, folder)
-    if tracker is None:
+    written = _write_report(folder, state, plugins.registry)
+    tracker = None if in_use(folder.ledger) else _tracker(config, folder)
+    if tracker is None:  # not wanted, or the process that runs the study writes it
         return written, None
     tracker.catch_up(rows)
     tracker.log_files(folder.files())

@@ -1,6 +1,6 @@
 """The ledger: the single truth of a study, one durable JSON line for each thing that happened.
 
-Everything else is derived from it: Optuna's state on resume, what MLflow shows, the report. Neither
+Everything else is derived from it: what Optuna knows, what MLflow shows, the report. None of them
 is ever asked what happened. :func:`replay` turns the lines into a :class:`State`.
 
 Events and their own keys (each line also has ``event`` and ``time``, seconds since 1970):
@@ -15,11 +15,12 @@ Events and their own keys (each line also has ``event`` and ``time``, seconds si
 ``rejected``   trial, reason, detail, and what ``proposed`` has
 ``confirmed``  trial, seed, validation, test (metric -> value), curve, seconds
 ``verdict``    the content of verdict.json
-``ended``      status (``complete`` or ``interrupted``)
+``ended``      status (``complete``, ``interrupted`` or ``failed``)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -27,9 +28,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from lossearch.errors import StudyError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, nobody guards against two runs of one study
+    fcntl = None
 
 Role = Literal["baseline", "reference", "search"]
 Status = Literal["running", "finished", "pruned", "failed", "rejected"]
@@ -42,10 +48,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            _drop_torn_line(path)
-            self._file = path.open("a", encoding="utf-8")
+            # unbuffered: what a full disk refused must not be tried again on closing
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise StudyError(f"the ledger {path} cannot be written: {error.strerror}") from None
+        if not _lock(self._file):
+            self._file.close()
+            raise StudyError(f"the study in {path.parent} is being run by another process")
+        _drop_torn_line(path)
 
     def append(self, event: str, **values: Any) -> Row:
         """Write one event durably and return its row.
@@ -55,8 +65,9 @@ class Ledger:
         """
         row = {"event": event, "time": round(time.time(), 3), **_finite(values)}
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            self._file.flush()
+            line = json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
             raise StudyError(
@@ -76,22 +87,40 @@ def read_ledger(path: Path) -> list[Row]:
         StudyError: there is no ledger at ``path``, or a line that is not the last is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError:
+        *lines, _torn = path.read_bytes().split(b"\n")  # without a newline, the write was cut off
+    except FileNotFoundError:
         raise StudyError(
             f"there is no study in {path.parent}: it has no {path.name}"
         ) from None
+    except OSError as error:
+        raise StudyError(f"the ledger {path} cannot be read: {error.strerror}") from None
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            if number == len(lines):  # no newline after it: the write was cut off
-                break
-            raise StudyError(f"{path}, line {number}, is not a ledger row") from None
+            row = None
+        if not isinstance(row, dict) or "event" not in row:
+            raise StudyError(f"{path}, line {number}, is not a ledger row")
+        rows.append(row)
     return rows
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process is writing this ledger now."""
+    with path.open("ab") as file:
+        return not _lock(file)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Claim a ledger for this process; the system lets go of it when the process ends, or dies."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -163,7 +192,9 @@ class State:
 
     def counts(self) -> dict[str, int]:
         """How many trials have each status."""
-        counts = dict.fromkeys(("finished", "pruned", "failed", "rejected", "running"), 0)
+        counts: dict[str, int] = {}
+        for status in ("finished", "pruned", "failed", "rejected", "running"):
+            counts[status] = 0
         for trial in self.trials.values():
             counts[trial.status] += 1
         return counts
@@ -173,10 +204,20 @@ class State:
 
 
 def replay(rows: Iterable[Row]) -> State:
-    """Put the rows together in order."""
+    """Put the rows together in order.
+
+    Raises:
+        StudyError: a row is about something that no earlier one tells of.
+    """
     state = State()
-    for row in rows:
-        apply(state, row)
+    for number, row in enumerate(rows, 1):
+        try:
+            apply(state, row)
+        except (KeyError, TypeError) as error:
+            raise StudyError(
+                f"row {number} of the ledger ({row.get('event')}) does not follow from those "
+                f"before it: {error} is missing"
+            ) from None
     return state
 
 

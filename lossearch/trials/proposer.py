@@ -7,13 +7,16 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field
 
+from lossearch.errors import StudyError
 from lossearch.space import Between, Space, Value
 from lossearch.spec import ObjectiveSpec
 from lossearch.trials.ledger import Role, Trial
@@ -27,10 +30,10 @@ class SearchConfig(BaseModel):
     """The ``search:`` section of a study."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    trials: int = Field(50, ge=2, description="in all, the baseline's included")
+    trials: int = Field(default=50, ge=2, description="in all, the baseline's included")
     sampler: Literal["tpe", "gp", "cmaes", "random"] = "tpe"
     rungs: RungsConfig | None = RungsConfig()
-    references: bool = Field(True, description="first each loss at its paper's defaults")
+    references: bool = Field(default=True, description="first each loss at its paper's defaults")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Proposer:
     The baseline has an Optuna study of its own, over the training hyperparameters alone. It gets
     a turn whenever some loss has had more trials than it, so that no objective is tuned longer
     than the baseline.
+
+    Each proposal is made by a new Optuna study that holds the ledger's trials, with a seed of its
+    own: so a resumed study proposes what the uninterrupted one would have.
     """
 
     def __init__(
@@ -64,115 +70,109 @@ class Proposer:
     ) -> None:
         self.space, self.baseline = space, baseline
         self.tuning, self.config = tuning, config
-        self._studies = {
-            "search": _study(config.sampler, maximize, seed),
-            "baseline": _study(config.sampler, maximize, seed + 1),
-        }
-        self._asked: dict[int, optuna.Trial] = {}
-        self._per_loss: Counter[str] = Counter()
-        self._of_baseline = 0
-        self.proposed = 0
+        self.maximize, self.seed = maximize, seed
+        self._trials: list[Trial] = []  # the ledger's own, which change as they run
+        self._attributes: dict[int, dict[str, Any]] = {}  # what CMA-ES keeps with its trials
         self._references = list(space.references()) if config.references else []
 
     @property
     def left(self) -> int:
         """How many proposals the budget still has."""
-        return self.config.trials - self.proposed
+        return self.config.trials - len(self._trials)
 
     def next_role(self) -> Role:
         """Whose turn it is."""
-        share = min(MIN_BASELINE, self.config.trials // 3)
-        if self._of_baseline == 0 or self._of_baseline < max(self._per_loss.values(), default=0):
+        per_loss = Counter(_main_loss(t) for t in self._trials if t.role != "baseline")
+        own, most = len(self._trials) - per_loss.total(), max(per_loss.values(), default=0)
+        # the last trial of all could only put a loss ahead
+        if own == 0 or own < most or (self.left == 1 and own == most):
             return "baseline"
-        if self._references and self._per_loss.total() < self.config.trials // 2:
+        if self._references and per_loss.total() < self.config.trials // 2:
             return "reference"
-        return "baseline" if self._of_baseline < share else "search"
+        share = min(MIN_BASELINE, self.config.trials // 3)
+        return "baseline" if own < share else "search"
 
-    def propose(self) -> tuple[Proposal, optuna.Trial]:
-        """The next objective to try."""
+    def propose(self) -> Proposal:
+        """The next objective to try; :meth:`register` it once it is in the ledger."""
         role = self.next_role()
-        study = self._studies["baseline" if role == "baseline" else "search"]
         space = self.baseline if role == "baseline" else self.space
+        study = self._study(role == "baseline")
         defaults = {
             f"training.{k}": node.default
             for k, node in self.tuning.items()
             if isinstance(node, Between)
         }
         if role == "reference":
-            _, params = self._references.pop(0)
-            study.enqueue_trial({**params, **defaults})
-        elif role == "baseline" and self._of_baseline == 0:
+            study.enqueue_trial({**self._references[0][1], **defaults})
+        elif role == "baseline" and not study.get_trials(deepcopy=False):
             first = next(iter(self.baseline.references()))[1]
             study.enqueue_trial({**first, **defaults})
         trial = study.ask()
         objective = space.suggest(trial)
         values = {k: node.suggest(trial, f"training.{k}") for k, node in self.tuning.items()}
         distributions = {k: distribution_to_json(d) for k, d in trial.distributions.items()}
-        return Proposal(role, objective, values, dict(trial.params), distributions), trial
+        self._attributes[len(self._trials)] = study.get_trials(deepcopy=False)[-1].system_attrs
+        return Proposal(role, objective, values, dict(trial.params), distributions)
 
-    def register(self, trial: Trial, asked: optuna.Trial | None = None) -> None:
-        """Count a proposal that is in the ledger now."""
-        self.proposed += 1
-        if trial.role == "baseline":
-            self._of_baseline += 1
-        else:
-            self._per_loss[_main_loss(trial.objective)] += 1
-        if trial.role == "reference" and asked is None:
-            self._references = self._references[1:]  # a resumed study has already proposed it
-        if asked is not None:
-            self._asked[trial.number] = asked
-
-    def tell(self, trial: Trial) -> None:
-        """Tell the sampler what became of a trial.
-
-        A trial that waits at a rung counts as pruned there until it goes on and ends.
-        """
-        study = self._studies["baseline" if trial.role == "baseline" else "search"]
-        asked = self._asked.pop(trial.number, None)
-        frozen = _frozen(trial)
-        if asked is None:
-            if frozen is not None:
-                study.add_trial(frozen)
-            return
-        for step, value in trial.rungs.items():
-            asked.report(value, step)
-        if frozen is None:
-            study.tell(asked, state=TrialState.FAIL)
-        elif frozen.state == TrialState.PRUNED:
-            study.tell(asked, state=TrialState.PRUNED)
-        else:
-            study.tell(asked, trial.score)
+    def register(self, trial: Trial) -> None:
+        """Count a trial of the ledger, and learn from it what will become of it."""
+        self._trials.append(trial)
+        if trial.role == "reference":
+            self._references = self._references[1:]
 
     def restore(self, trials: Iterable[Trial]) -> None:
-        """Rebuild the sampler's state from the ledger's trials."""
+        """Take up the trials of a ledger, in order."""
         for trial in trials:
             self.register(trial)
-            if trial.status != "running" or trial.rungs:
-                self.tell(trial)
 
-    def importance(self) -> dict[str, float]:
-        """How much each parameter of the space mattered for the score (fANOVA), most first."""
-        study = self._studies["search"]
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 8:
-            return {}
-        try:
-            found = optuna.importance.get_param_importances(study)
-        except (RuntimeError, ValueError):  # no parameter is common to all trials
-            return {}
-        return {k: round(float(v), 4) for k, v in found.items()}
+    def _study(self, baseline: bool) -> optuna.Study:
+        """All that is known by now, as the sampler reads it."""
+        seeds = np.random.SeedSequence([self.seed, len(self._trials)])
+        study = _study(self.config.sampler, self.maximize, int(seeds.generate_state(1)[0]))
+        study.add_trials(
+            _frozen(trial, self._attributes.get(number))
+            for number, trial in enumerate(self._trials)
+            if (trial.role == "baseline") == baseline
+        )
+        return study
 
 
-def _frozen(trial: Trial) -> FrozenTrial | None:
-    """A ledger's trial as Optuna keeps it; a failed one teaches the sampler nothing."""
-    complete = trial.status == "finished" and trial.score is not None
-    if trial.status == "failed" or (not complete and not trial.rungs):
-        return None
+def importance(trials: Iterable[Trial], *, maximize: bool) -> dict[str, float]:
+    """How much each parameter of the space mattered for the score (fANOVA), most first."""
+    complete = [t for t in trials if t.role != "baseline" and t.status == "finished"]
+    if len(complete) < 8:
+        return {}
+    study = _study("random", maximize, 0)
+    study.add_trials(_frozen(trial) for trial in complete)
+    try:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (RuntimeError, ValueError):  # no parameter is common to all trials
+        return {}
+    return {k: round(float(v), 4) for k, v in found.items()}
+
+
+def _frozen(trial: Trial, attributes: Mapping[str, Any] | None = None) -> FrozenTrial:
+    """A ledger's trial as Optuna keeps it.
+
+    One that waits at a rung counts as pruned there; a failed or rejected one teaches the sampler
+    nothing.
+    """
+    value: float | None = None
+    if trial.status == "finished" and trial.score is not None:
+        state, value = TrialState.COMPLETE, trial.score
+    elif trial.status in ("finished", "failed", "rejected"):
+        state = TrialState.FAIL
+    elif trial.rungs:
+        state, value = TrialState.PRUNED, trial.rungs[max(trial.rungs)]
+    else:
+        state = TrialState.FAIL if trial.status == "pruned" else TrialState.RUNNING
     return create_trial(
-        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
-        value=trial.score if complete else trial.rungs[max(trial.rungs)],
+        state=state,
+        value=value,
         params=_typed(trial.params, trial.distributions),
         distributions={k: json_to_distribution(d) for k, d in trial.distributions.items()},
+        system_attrs=dict(attributes or {}),
         intermediate_values=dict(trial.rungs),
     )
 
@@ -183,11 +183,13 @@ def _typed(params: Mapping[str, Any], distributions: Mapping[str, str]) -> dict[
     return {k: float(v) if k in floats else v for k, v in params.items()}
 
 
-def _main_loss(objective: Mapping[str, Any]) -> str:
-    return objective["terms"][0]["loss"]["name"]
+def _main_loss(trial: Trial) -> str:
+    return trial.objective["terms"][0]["loss"]["name"]
 
 
 def _study(sampler: str, maximize: bool, seed: int) -> optuna.Study:
+    if sampler == "cmaes" and find_spec("cmaes") is None:
+        raise StudyError("search.sampler = cmaes needs the package cmaes; pip install cmaes")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -18,8 +18,8 @@ class RungsConfig(BaseModel):
     """The ``rungs:`` of a search: the first rung, and the share that each lets through."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    min_epochs: int = Field(3, ge=1)
-    factor: int = Field(3, ge=2)
+    min_epochs: int = Field(default=3, ge=1)
+    factor: int = Field(default=3, ge=2)
 
 
 @dataclass(frozen=True)

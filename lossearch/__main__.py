@@ -1,0 +1,5 @@
+"""``python -m lossearch``."""
+
+from lossearch.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Showing a study elsewhere. What is shown is derived from the ledger and never read back."""
