@@ -38,7 +38,33 @@ _PUBLIC = {
     "search": "lossearch.api",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Bound",
+    "ByTask",
+    "Choices",
+    "Component",
+    "Given",
+    "LossearchError",
+    "Objective",
+    "ObjectiveSpec",
+    "Paper",
+    "Range",
+    "Space",
+    "__version__",
+    "balancer",
+    "build",
+    "dataset",
+    "get",
+    "hookimpl",
+    "load_objective",
+    "loss",
+    "metric",
+    "miner",
+    "model",
+    "provider",
+    "reweighting",
+    "search",
+]
 
 if TYPE_CHECKING:
     from lossearch.api import search

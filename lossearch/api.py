@@ -15,6 +15,8 @@ from lossearch.study import StudyConfig, StudyResult, read_study, resume, start
 from lossearch.study.config import expand
 from lossearch.study.folder import Folder
 
+_OF_THE_DATA = ("split", "noise", "imbalance", "limit")
+
 
 def search(
     data: Any,
@@ -65,7 +67,8 @@ def search(
         resume_existing: Go on with the study that ``output`` holds, if it holds one.
         progress: Show progress on stderr.
         on_event: Called with ``(state, row)`` for each row of the ledger.
-        settings: Further sections of a study: ``training={"batch_size": 256}``, ``confirm=...``.
+        settings: Further sections of a study: ``training={"batch_size": 256}``, ``confirm=...``;
+            and of its data: ``split``, ``noise``, ``imbalance``, ``limit``.
 
     Returns:
         The verdict, the trials, and the folder with the report.
@@ -84,8 +87,13 @@ def search(
         "seed": seed,
         "plugins": [str(p) for p in plugins] or None,
     }
-    overrides = {k: v for k, v in {**settings, **given}.items() if v is not None}
+    own = {key: settings.pop(key) for key in _OF_THE_DATA if key in settings}
+    overrides = {**settings, **{k: v for k, v in given.items() if v is not None}}
     dataset = None
+    if isinstance(data, (StudyConfig, str, Path, dict)):
+        if task is not None:
+            own["task"] = task
+        overrides |= {f"data.{key}": value for key, value in own.items()}
     if isinstance(data, StudyConfig):
         config = _parse(expand(data.document(), overrides))
     elif isinstance(data, (str, Path)):
@@ -94,8 +102,7 @@ def search(
         config = _parse(expand(data, overrides))
     else:
         dataset = as_dataset(data, targets, task, class_names=class_names, test=test)
-        own = settings.get("data", {})
-        config = _parse(expand({**overrides, "data": {"name": "user", **own}}, overrides))
+        config = _parse(expand({"data": {"name": "user", **own}}, overrides))
     module = model if isinstance(model, nn.Module) else None
     display = None
     if progress or on_event is not None:

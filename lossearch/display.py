@@ -28,7 +28,8 @@ _QUIET = 10.0  # seconds between two lines of a log
 class Display:
     """One bar for the search and one for the confirmation, on stderr, and the best so far.
 
-    The ETA is of the trials still to come at the pace of those that ended, pruned ones included.
+    The ETA is of the trials still to come at the pace of those since the first result (what came
+    before it was start-up), pruned ones included.
     Where stderr is no terminal, a line now and then says the same.
     """
 
@@ -68,6 +69,11 @@ class Display:
             self._confirmed(state)
         elif event in ("verdict", "ended"):
             self.progress.stop()
+            if row.get("status") == "interrupted":
+                again = f"`lossearch resume {self.run.folder.path}` goes on."
+                self.console.print(
+                    f"\nStopped. All that finished is kept; {again}", soft_wrap=True
+                )
 
     def _best(self, state: State) -> str:
         best, counts = self.run.best(), state.counts()
@@ -89,10 +95,9 @@ class Display:
         self._bars[name] = self.progress.add_task(
             name, total=total, completed=done, eta="", note=""
         )
-        self._began[name] = (time.monotonic(), done)
 
     def _update(self, name: str, done: int, note: str) -> None:
-        began, before = self._began[name]
+        began, before = self._began.setdefault(name, (time.monotonic(), done))
         bar = self._bars[name]
         total = int(self.progress.tasks[bar].total or 0)
         eta = ""
@@ -101,7 +106,7 @@ class Display:
             eta = f"ETA {_time(left)}"
         self.progress.update(bar, completed=done, eta=eta, note=escape(note))
         now = time.monotonic()
-        if not self.console.is_terminal and (now - self._said > _QUIET or done == total):
+        if not self.console.is_terminal and now - self._said > _QUIET:
             self._said = now
             line = f"{name} {done}/{total} {eta} {note}"
             self.console.print(" ".join(line.split()), markup=False, soft_wrap=True)

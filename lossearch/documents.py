@@ -20,11 +20,6 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, reading ``1e-4`` as a number: YAML 1.1 wants ``1.0e-4``, people do not."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -38,6 +33,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+for _side in (_Loader, _Dumper):  # the dumper too, so that it quotes a text that looks like one
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
 _Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v))
 
 
@@ -53,7 +54,7 @@ def parse_yaml(text: str, where: str, error: type[LossearchError] = SpecError) -
         SpecError: (or ``error``) it is not YAML, is empty, or is not a mapping.
     """
     try:
-        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         at = f", line {mark.line + 1}" if mark else ""
@@ -94,18 +95,48 @@ def parse(
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        lines = dict.fromkeys(_explain(model, each) for each in problem.errors())
+        found = problem.errors()
+        places = [each["loc"] for each in found]
+        lines = dict.fromkeys(
+            _explain(model, document, each)
+            for each in found
+            if not any(_inside(place, each["loc"]) for place in places)
+        )
         raise error(f"{where}: " + f"\n{where}: ".join(lines)) from None
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    path = [p for p in problem["loc"] if not (isinstance(p, str) and ("[" in p or "-" in p))]
+def _inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    """Whether a place lies inside another, whose own complaint then only repeats it."""
+    return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+def _path(document: Any, problem: Any) -> list[Any]:
+    """The keys that lead to a problem, without pydantic's names for the types it tried."""
+    *outer, last = problem["loc"] or (None,)
+    path = []
+    for key in outer:
+        if _holds(document, key):
+            document = document[key]
+            path.append(key)
+    if _holds(document, last) or problem["type"] in ("missing", "extra_forbidden"):
+        path.append(last)
+    return path
+
+
+def _holds(document: Any, key: Any) -> bool:
+    if isinstance(document, dict):
+        return key in document
+    return isinstance(document, (list, tuple)) and isinstance(key, int) and key < len(document)
+
+
+def _explain(model: type[BaseModel], document: Any, problem: Any) -> str:
+    path = _path(document, problem)
     shown = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
         holder = _model_at(model, path[:-1])
         known = list(holder.model_fields) if holder else []
-        hint = did_you_mean(str(path[-1]), known) or (f". Known: {', '.join(known)}" if known else "")
-        return f"unknown key '{shown}'{hint}"
+        listed = f". Known: {', '.join(known)}" if known else ""
+        return f"unknown key '{shown}'{did_you_mean(str(path[-1]), known) or listed}"
     if problem["type"] == "missing":
         return f"'{shown}' is missing"
     text = problem["msg"].removeprefix("Value error, ")

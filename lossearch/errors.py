@@ -47,7 +47,7 @@ class StudyError(LossearchError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The hint that ends a message: ``; did you mean 'focal'?``, or nothing without a near match."""
+    """The end of a message: ``; did you mean 'focal'?``, or nothing without a near match."""
     match = get_close_matches(name, list(options), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""
 

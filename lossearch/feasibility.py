@@ -32,6 +32,21 @@ def component_problem(
     return None
 
 
+def acting_problem(
+    loss: Component, params: BaseModel, place: str, acting: Component
+) -> str | None:
+    """Why a reweighting or a miner cannot act on this loss, or ``None``."""
+    if loss.returns_at(params) == "batch":
+        return (
+            f"{loss.name} exists only for the whole batch, so the {place} {acting.name} cannot "
+            "reach its samples"
+        )
+    takes_pairs = "selection" in loss.reads(params) | set(loss.optional_fields)
+    if acting.returns == "selection" and not takes_pairs:
+        return f"the miner {acting.name} selects pairs, which {loss.name} does not read"
+    return None
+
+
 def objective_problems(
     spec: ObjectiveSpec, registry: Registry, available: Set[str], facts: dict[str, Any] = {}
 ) -> list[str]:
@@ -52,13 +67,15 @@ def objective_problems(
         built[path] = (component, params)
     for number in range(len(spec.terms)):
         loss = built.get(f"terms.{number}.loss")
-        if loss is None or loss[0].returns_at(loss[1]) != "batch":
+        if loss is None:
             continue
         for place in ("reweighting", "miner"):
             acting = built.get(f"terms.{number}.{place}")
-            if acting is not None:
-                problems.append(
-                    f"{loss[0].name} exists only for the whole batch, so the {place} "
-                    f"{acting[0].name} cannot reach its samples"
-                )
+            problem = acting_problem(*loss, place, acting[0]) if acting else None
+            if problem:
+                problems.append(problem)
+        miner = built.get(f"terms.{number}.miner")
+        mines_pairs = miner is not None and miner[0].returns == "selection"
+        if "selection" in loss[0].reads(loss[1]) and not mines_pairs:
+            problems.append(f"{loss[0].name} reads 'selection': give its term a miner of pairs")
     return problems

@@ -13,7 +13,7 @@ from lossearch.components import Bound
 from lossearch.documents import read_yaml
 from lossearch.errors import SpecError
 from lossearch.feasibility import INTERNAL
-from lossearch.registry import Registry, current
+from lossearch.registry import Registry, current, using
 from lossearch.spec import ObjectiveSpec, TermSpec
 
 Batch = Mapping[str, Any]
@@ -24,7 +24,6 @@ class Term(nn.Module):
 
     def __init__(self, spec: TermSpec, task: str, registry: Registry, facts: Mapping[str, Any]):
         super().__init__()
-        self.weight = spec.weight
 
         def bind(kind: str) -> Bound | None:
             each = getattr(spec, kind)
@@ -64,7 +63,7 @@ class Term(nn.Module):
         if keep is None:
             return values.mean()
         # where(), not a product: a value left out must not leak NaN through 0 * inf
-        return torch.where(keep, values, 0.0).sum() / keep.sum()
+        return torch.where(keep, values, 0.0).sum() / keep.sum().clamp(min=1)
 
 
 class Objective(nn.Module):
@@ -97,6 +96,15 @@ class Objective(nn.Module):
             "num_terms": len(spec.terms),
             "term_weights": [term.weight for term in spec.terms],
         }
+        with using(registry):  # a composer looks its members up
+            self._build(spec, registry, facts)
+        # A balancer that takes the terms' weights as its own gets the terms unweighted.
+        self._weights_inside = (
+            self.balancer is not None
+            and "term_weights" in self.balancer.component.signature.facts.values()
+        )
+
+    def _build(self, spec: ObjectiveSpec, registry: Registry, facts: Mapping[str, Any]) -> None:
         self.terms = nn.ModuleList(Term(t, spec.task, registry, facts) for t in spec.terms)
         self.balancer: Bound | None = None
         if spec.balancer is not None:
@@ -113,11 +121,6 @@ class Objective(nn.Module):
         self.reads = frozenset().union(*(b.component.reads(b.params) for b in bound)) - given
         self.uses = (
             frozenset().union(*(b.component.optional_fields for b in bound)) - given - self.reads
-        )
-        # A balancer that takes the terms' weights as its own gets the terms unweighted.
-        self._weights_inside = (
-            self.balancer is not None
-            and "term_weights" in self.balancer.component.signature.facts.values()
         )
 
     @classmethod
@@ -167,8 +170,6 @@ class Objective(nn.Module):
             FieldError: a field that a component reads is missing.
             SpecError: the balancer combines parameter gradients; use :meth:`backward`.
         """
-        batch = self._complete({**(batch or {}), **fields})
-        values = [term(batch) for term in self.terms]
         if self.at == "parameters":
             assert self.balancer is not None
             raise SpecError(
@@ -176,11 +177,13 @@ class Objective(nn.Module):
                 "objective.backward(batch, model.parameters()) in place of objective(batch)"
                 ".backward()"
             )
+        batch = self._complete({**(batch or {}), **fields})
+        values = [term(batch) for term in self.terms]
         weighted = self._weighted(values)
         if self.balancer is None:
-            return weighted.sum() if len(values) > 1 else weighted[0]
+            return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         if self.at == "values":
-            return self.balancer({**batch, "losses": weighted})
+            return self.balancer({**batch, "losses": torch.stack(weighted)})
         return self._at_output(batch, weighted)
 
     def backward(self, batch: Batch, parameters: Iterable[Tensor]) -> Tensor:
@@ -201,33 +204,29 @@ class Objective(nn.Module):
             return value.detach()
         assert self.balancer is not None
         batch = self._complete(batch)
-        values = self._weighted([term(batch) for term in self.terms])
+        terms = self._weighted([term(batch) for term in self.terms])
+        values = torch.stack(terms).detach()
         model = [p for p in parameters if p.requires_grad]
         own = [p for p in self.parameters() if p.requires_grad]
-        rows = [
-            torch.autograd.grad(v, model + own, retain_graph=True, allow_unused=True)
-            for v in values
-        ]
+        rows = [_gradients(term, model + own) for term in terms]
         # Shared parameters get the combined gradient, the others their own loss's plain one.
         counts = [sum(row[i] is not None for row in rows) for i in range(len(model))]
         shared = [i for i, count in enumerate(counts) if count > 1]
-        flat = torch.stack(
-            [
-                torch.cat([_or_zero(row[i], model[i]).flatten() for i in shared])
-                for row in rows
-            ]
-        ) if shared else None
         combined: dict[int, Tensor] = {}
-        if flat is not None:
-            result = self.balancer({**batch, "losses": values.detach(), "gradients": flat})
-            for i, part in zip(shared, result.split([model[i].numel() for i in shared]), strict=True):
+        if shared:
+            gradients = torch.stack(
+                [torch.cat([_or_zero(row[i], model[i]).flatten() for i in shared]) for row in rows]
+            )
+            fields = {**batch, "losses": values, "gradients": gradients}
+            parts = self.balancer(fields).split([model[i].numel() for i in shared])
+            for i, part in zip(shared, parts, strict=True):
                 combined[i] = part.view_as(model[i])
         for i, parameter in enumerate(model + own):
-            plain = [row[i] for row in rows if row[i] is not None]
+            plain = [gradient for row in rows if (gradient := row[i]) is not None]
             gradient = combined.get(i, sum(plain) if plain else None)
             if isinstance(gradient, Tensor):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return values.detach().sum()
+        return values.sum()
 
     def start_epoch(self, epoch: int) -> None:
         """Tell every component that an epoch begins."""
@@ -256,17 +255,18 @@ class Objective(nn.Module):
             )
         return {**batch, **missing}
 
-    def _weighted(self, values: list[Tensor]) -> Tensor:
+    def _weighted(self, values: list[Tensor]) -> list[Tensor]:
+        # a list: in the graph of a stacked tensor each term would depend on all parameters
         if self._weights_inside:
-            return torch.stack(values)
-        return torch.stack(
-            [v if t.weight == 1 else t.weight * v for v, t in zip(values, self.terms, strict=True)]
-        )
+            return values
+        weights = [term.weight for term in self.spec.terms]
+        return [v if w == 1 else w * v for v, w in zip(values, weights, strict=True)]
 
-    def _at_output(self, batch: Batch, values: Tensor) -> Tensor:
+    def _at_output(self, batch: Batch, terms: list[Tensor]) -> Tensor:
         """The plain sum, with the gradient at the model's output replaced by the balanced one."""
         assert self.balancer is not None
-        output, rows = self._output_gradients(batch, values)
+        values = torch.stack(terms)
+        output, rows = self._output_gradients(batch, terms)
         if output is None:
             return values.sum()
         balanced = self.balancer(
@@ -275,7 +275,9 @@ class Objective(nn.Module):
         correction = (output * (balanced - sum(rows)).detach()).sum()
         return values.sum() + correction - correction.detach()
 
-    def _output_gradients(self, batch: Batch, values: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    def _output_gradients(
+        self, batch: Batch, terms: list[Tensor]
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """The output that most terms depend on, the last one first, and their gradients at it."""
         best: tuple[Tensor | None, list[Tensor]] = (None, [])
         most = 0
@@ -283,14 +285,17 @@ class Objective(nn.Module):
             output = batch.get(field)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 continue
-            rows = [
-                torch.autograd.grad(v, output, retain_graph=True, allow_unused=True)[0]
-                for v in values
-            ]
+            rows = [_gradients(term, [output])[0] for term in terms]
             reached = sum(row is not None for row in rows)
             if reached > most:  # a term that does not reach it has gradient 0, and stays plain
                 most, best = reached, (output, [_or_zero(row, output) for row in rows])
         return best
+
+
+def _gradients(term: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not term.requires_grad:  # it depends on nothing that is trained here
+        return (None,) * len(inputs)
+    return torch.autograd.grad(term, inputs, retain_graph=True, allow_unused=True)
 
 
 def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:

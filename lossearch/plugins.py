@@ -17,7 +17,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -137,7 +136,10 @@ def load_plugins(files: Sequence[FilePlugin] = (), *, strict_files: bool = False
         info = PluginInfo(file.name, "file", "", file.sha256)
         try:
             if file.name in taken:
-                raise PluginError(f"two plugin files are called '{file.stem}'; rename one")
+                raise PluginError(
+                    f"two plugin files are called '{file.stem}': {taken[file.name]} and "
+                    f"{file.origin}. Rename one"
+                )
             taken[file.name] = file.origin
             _register(manager, plugins, _import_file(file), info)
         except PluginError as error:
@@ -154,11 +156,17 @@ def _info(entry: EntryPoint) -> PluginInfo:
 
 def _import_entry(entry: EntryPoint) -> ModuleType:
     try:
-        return entry.load()
-    except Exception as error:
+        module = entry.load()
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin '{entry.name}' ({entry.value}) does not import: {_last_line(error)}"
         ) from error
+    if not isinstance(module, ModuleType):
+        raise PluginError(
+            f"plugin '{entry.name}' ({entry.value}) must name a module; it names "
+            f"{module!r}"
+        )
+    return module
 
 
 class _TextLoader(importlib.abc.ExecutionLoader):
@@ -177,11 +185,12 @@ class _TextLoader(importlib.abc.ExecutionLoader):
         return compile(self.file.text, self.file.origin, "exec", dont_inherit=True)
 
 
-@cache
 def _import_file(file: FilePlugin) -> ModuleType:
     # One module for each process and text. It stands in sys.modules before it runs: dataclasses
     # with string annotations, and pickle, look it up there.
     name = f"lossearch_file_{file.stem}_{file.sha256[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.machinery.ModuleSpec(name, _TextLoader(file), origin=file.origin)
     spec.has_location = True
     lines = file.text.splitlines(keepends=True)
@@ -191,21 +200,24 @@ def _import_file(file: FilePlugin) -> ModuleType:
     try:
         assert spec.loader is not None
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise PluginError(
-            f"plugin '{file.name}' ({file.origin}) does not import: {_last_line(error, file)}"
+            f"plugin '{file.name}' ({file.origin}) does not import: "
+            f"{_last_line(error, file.origin)}"
         ) from error
     return module
 
 
-def _last_line(error: Exception, file: FilePlugin | None = None) -> str:
-    text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    if file is None:
-        return text
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file.origin]
-    line = lines[-1] if lines else getattr(error, "lineno", None)
-    return f"line {line}: {text}" if line else text
+def _last_line(error: BaseException, origin: str | None = None) -> str:
+    """The error in one line, with the line of the plugin's file that it came from."""
+    message = str(error.msg if isinstance(error, SyntaxError) else error).strip()
+    text = f"{type(error).__name__}: {message.splitlines()[0]}" if message else repr(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == origin]
+    if isinstance(error, SyntaxError) and error.filename == origin:
+        lines.append(error.lineno)
+    return f"line {lines[-1]}: {text}" if lines else text
 
 
 def _register(
@@ -226,7 +238,9 @@ def _register(
     except Exception as error:
         if manager.has_plugin(info.name):
             manager.unregister(name=info.name)
-        raise PluginError(f"plugin '{info.name}': {_last_line(error)}") from error
+        raise PluginError(
+            f"plugin '{info.name}': {_last_line(error, module.__file__)}"
+        ) from error
     components, spaces, commands = found
     for component in components:  # all or nothing: look for clashes before anything is added
         if component.name in plugins.registry:
@@ -236,6 +250,9 @@ def _register(
         if component.name in seen:
             raise PluginError(f"plugin '{info.name}' offers '{component.name}' twice")
         seen.add(component.name)
+    for name in spaces:
+        if name in plugins.registry.spaces:
+            plugins.registry.add_space(name, "", info.name)
     for component in components:
         plugins.registry.add(component, info.name)
     for name, text in spaces.items():
@@ -259,16 +276,18 @@ def _components(
                 commands.append(impl.function)
                 continue
             try:
-                offered = impl.function()
+                offered: Any = impl.function()
+                if caller.name == "register_spaces":
+                    for name, space in offered.items():
+                        text = space.read_text("utf-8") if isinstance(space, Path) else space
+                        spaces[name] = text
+                    continue
+                offered = list(offered)  # a generator raises only here
             except Exception as error:
                 raise PluginError(
-                    f"plugin '{info.name}': {caller.name}() raised {_last_line(error)}"
+                    f"plugin '{info.name}': {caller.name}() raised "
+                    f"{_last_line(error, module.__file__)}"
                 ) from error
-            if caller.name == "register_spaces":
-                for name, space in offered.items():
-                    text = space.read_text("utf-8") if isinstance(space, Path) else space
-                    spaces[name] = text
-                continue
             for target in offered:
                 component = component_of(target)
                 if component.kind != _KINDS[caller.name]:

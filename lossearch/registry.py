@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lossearch.components import Bound, Component
@@ -108,6 +109,17 @@ def use(registry: Registry | None) -> None:
     """Make this the registry of the process; ``None`` goes back to the installed plugins."""
     global _current
     _current = registry
+
+
+@contextmanager
+def using(registry: Registry) -> Iterator[None]:
+    """Make this the registry of the process for a while: a component may look others up."""
+    before = _current
+    use(registry)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def get(name: str) -> Component:

@@ -22,23 +22,21 @@ leaves the space before the search, with a reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from lossearch.components import Choices, Component, Range
-from lossearch.components.params import is_integer
+from lossearch.components import Component
 from lossearch.documents import parse_yaml
-from lossearch.errors import LossearchError, SpecError, did_you_mean, unknown
-from lossearch.feasibility import component_problem
+from lossearch.feasibility import acting_problem
 from lossearch.registry import Registry
-from lossearch.spec import ComponentSpec, ObjectiveSpec
+from lossearch.spec import ObjectiveSpec
 
-_PLACES = {"loss": "loss", "reweighting": "reweighting", "miner": "miner"}
-_TERM_KEYS = {*_PLACES, "weight", "optional"}
-_SPACE_KEYS = {"task", "terms", "balancer"}
+# Stand-ins for what only the data knows, for judging a component before the data are there.
+ANY_FACTS = {"train_size": 2, "num_classes": 2, "num_terms": 2, "seed": 0, "term_weights": [1, 1]}
 
 
 class Suggester(Protocol):
@@ -104,6 +102,22 @@ class OneOf:
             for o in self.options
         )
 
+    def nearest(self) -> int:
+        """Which option holds the default, or comes nearest to it."""
+
+        def distance(option: Value | Between) -> float:
+            if isinstance(option, Between):
+                low, high = option.low, option.high
+            elif option.value == self.default:
+                return 0.0
+            else:
+                low = high = option.value
+            if not (_number(self.default) and _number(low)):
+                return math.inf
+            return max(low - self.default, self.default - high, 0.0)
+
+        return min(range(len(self.options)), key=lambda i: distance(self.options[i]))
+
     def suggest(self, trial: Suggester, path: str) -> Any:
         name = trial.suggest_categorical(path, self.names)
         index = next(i for i, n in enumerate(self.names) if n == name and type(n) is type(name))
@@ -118,20 +132,19 @@ class Part:
     """A component with the domains of its parameters."""
 
     component: Component
+    task: str
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def suggest(self, trial: Suggester, path: str) -> dict[str, Any]:
         inside = f"{path}.{self.component.name}"
         values = {k: node.suggest(trial, f"{inside}.{k}") for k, node in self.params.items()}
-        known = self.component.Params.model_fields
-        return {
-            "name": self.component.name,
-            **{k: v for k, v in values.items() if v != known[k].default},
-        }
+        said = {k: v for k, v in values.items() if v != default_of(self.component, k, self.task)}
+        return {"name": self.component.name, **said}
 
-    @property
-    def always_batch(self) -> bool:
-        return self.component.returns == "batch"
+    def complete(self, suggested: Mapping[str, Any]) -> BaseModel:
+        """All parameters of a suggestion."""
+        given = {k: v for k, v in suggested.items() if k != "name"}
+        return self.component.complete(given, task=self.task, facts=ANY_FACTS)
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,9 @@ class Slot:
     parts: tuple[Part, ...]
     may_be_empty: bool = False
 
+    def part(self, name: str) -> Part | None:
+        return next((p for p in self.parts if p.component.name == name), None)
+
     def suggest(self, trial: Suggester, path: str) -> dict[str, Any] | None:
         names: list[str] = [p.component.name for p in self.parts]
         if self.may_be_empty:
@@ -161,7 +177,7 @@ class Slot:
         if not names:
             return None
         chosen = names[0] if len(names) == 1 else trial.suggest_categorical(path, names)
-        part = next((p for p in self.parts if p.component.name == chosen), None)
+        part = self.part(chosen)
         return None if part is None else part.suggest(trial, path)
 
 
@@ -178,13 +194,18 @@ class Term:
             return None
         loss = self.loss.suggest(trial, f"{path}.loss")
         assert loss is not None
-        term: dict[str, Any] = {"loss": loss, "weight": self.weight.suggest(trial, f"{path}.weight")}
-        part = next(p for p in self.loss.parts if p.component.name == loss["name"])
-        if not part.always_batch:  # no sample weight reaches a loss of the whole batch
-            for place, slot in (("reweighting", self.reweighting), ("miner", self.miner)):
-                chosen = slot.suggest(trial, f"{path}.{place}") if slot else None
-                if chosen is not None:
-                    term[place] = chosen
+        weight = self.weight.suggest(trial, f"{path}.weight")
+        term: dict[str, Any] = {"loss": loss, "weight": weight}
+        part = self.loss.part(loss["name"])
+        assert part is not None
+        params = part.complete(loss)
+        for place, slot in (("reweighting", self.reweighting), ("miner", self.miner)):
+            if slot is None or part.component.returns_at(params) == "batch":
+                continue  # no sample weight reaches a loss of the whole batch
+            chosen = slot.suggest(trial, f"{path}.{place}")
+            acting = slot.part(chosen["name"]) if chosen else None
+            if acting and not acting_problem(part.component, params, place, acting.component):
+                term[place] = chosen
         return term
 
 
@@ -205,7 +226,12 @@ class Space:
 
     @classmethod
     def from_document(
-        cls, document: Mapping[str, Any] | str, *, registry: Registry, task: str, available: Set[str]
+        cls,
+        document: Mapping[str, Any] | str,
+        *,
+        registry: Registry,
+        task: str,
+        available: Set[str],
     ) -> Space:
         """Compile a document (or YAML text) for a task and the fields that can be provided.
 
@@ -215,7 +241,9 @@ class Space:
         """
         if isinstance(document, str):
             document = parse_yaml(document, "space")
-        return _Compiler(registry, task, available).space(document)
+        from lossearch.space_compiler import Compiler
+
+        return Compiler(registry, task, available).space(document)
 
     def suggest(self, trial: Suggester) -> ObjectiveSpec:
         """One objective from the space."""
@@ -250,6 +278,15 @@ class Space:
         return rows
 
 
+def default_of(component: Component, name: str, task: str) -> Any:
+    """What a parameter is where nothing is said; ``...`` where the engine fills it in."""
+    signature = component.signature
+    if name in signature.facts:
+        return ...
+    by_task = signature.by_task.get(name, {})
+    return by_task.get(task, signature.Params.model_fields[name].default)
+
+
 def _slot_rows(slot: Slot, path: str) -> list[tuple[str, str]]:
     rows = [(path, "or nothing")] if slot.may_be_empty else []
     for part in slot.parts:
@@ -265,7 +302,9 @@ class _Defaults:
     def __init__(self, space: Space, loss: str) -> None:
         self.params: dict[str, Any] = {}
         self._loss = loss
-        self._defaults = dict(_defaults(space))
+        self._defaults: dict[str, Any] = {}
+        for path, node in _roots(space):
+            self._defaults.update(_defaults(path, node))
 
     def _take(self, name: str, value: Any) -> Any:
         self.params[name] = value
@@ -282,187 +321,39 @@ class _Defaults:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         wanted = self._loss if name == "terms.0.loss" else self._defaults.get(name)
-        return self._take(name, wanted if wanted in choices else choices[0])
+        same = (c for c in choices if c == wanted and type(c) is type(wanted))
+        return self._take(name, next(same, choices[0]))
 
 
-def _defaults(space: Space) -> Iterator[tuple[str, Any]]:
-    slots: list[tuple[str, Slot | None]] = [("balancer", space.balancer)]
+def _roots(space: Space) -> Iterator[tuple[str, Any]]:
+    yield "balancer", space.balancer
     for i, term in enumerate(space.terms):
-        slots += [(f"terms.{i}.{p}", getattr(term, p)) for p in _PLACES]
-        if isinstance(term.weight, (Between, OneOf)):
-            yield f"terms.{i}.weight", term.weight.default
-    for path, slot in slots:
-        for part in slot.parts if slot else ():
-            for name, node in part.params.items():
-                if isinstance(node, (Between, OneOf)):
-                    yield f"{path}.{part.component.name}.{name}", node.default
+        for place in ("loss", "weight", "reweighting", "miner"):
+            yield f"terms.{i}.{place}", getattr(term, place)
 
 
-class _Compiler:
-    """Turns a document into a :class:`Space`, noting what leaves it."""
-
-    def __init__(self, registry: Registry, task: str, available: Set[str]) -> None:
-        self.registry, self.task, self.available = registry, task, available
-        self.left_out: list[LeftOut] = []
-
-    def space(self, document: Mapping[str, Any]) -> Space:
-        _known_keys(document, _SPACE_KEYS, "space")
-        tasks = document.get("task", self.task)
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-        if self.task not in tasks:
-            raise SpecError(f"this space is for {' or '.join(tasks)}; the data is {self.task}")
-        listed = document.get("terms")
-        if not isinstance(listed, list) or not listed:
-            raise SpecError("a space needs 'terms', a list with at least one term")
-        terms: list[Term] = []
-        for i, each in enumerate(listed):
-            term = self._term(each, i)
-            if term is not None:
-                terms.append(term)
-        slot = self._slot(document.get("balancer"), "balancer", "balancer")
-        return Space(self.task, tuple(terms), slot, tuple(self.left_out))
-
-    def _term(self, document: Any, number: int) -> Term | None:
-        where = f"terms.{number}"
-        if not isinstance(document, Mapping):
-            raise SpecError(f"{where} must be a mapping with 'loss'")
-        _known_keys(document, _TERM_KEYS, where)
-        if "loss" not in document:
-            raise SpecError(f"{where} has no 'loss'")
-        optional = bool(document.get("optional", False))
-        if optional and number == 0:
-            raise SpecError("the first term cannot be optional: an objective needs a loss")
-        loss = self._slot(document["loss"], "loss", f"{where}.loss", auxiliary=number > 0)
-        if loss is None or not loss.parts:
-            if number == 0 or not optional:
-                reasons = "\n".join(f"  {x.what}: {x.why}" for x in self.left_out)
-                raise SpecError(f"nothing remains for {where}.loss:\n{reasons}")
-            return None
-        weight = self._domain(document.get("weight", 1.0), f"{where}.weight", float)
-        return Term(
-            loss,
-            weight,
-            self._slot(document.get("reweighting"), "reweighting", f"{where}.reweighting"),
-            self._slot(document.get("miner"), "miner", f"{where}.miner"),
-            optional,
-        )
-
-    def _slot(self, document: Any, kind: str, where: str, *, auxiliary: bool = False) -> Slot | None:
-        if document is None:
-            return None
-        listed: Any = [document]
-        if isinstance(document, Mapping) and "choice" in document:
-            _known_keys(document, {"choice"}, where)
-            listed = document["choice"]
-        if listed == "*":
-            listed = [
-                c.name
-                for c in self.registry.list(kind)
-                if kind != "loss" or c.auxiliary == auxiliary
-            ]
-        if not isinstance(listed, list) or not listed:
-            raise SpecError(f"{where}.choice must be a list of components, or \"*\" for all")
-        parts = [self._part(each, kind, where) for each in listed if each is not None]
-        kept = tuple(p for p in parts if p is not None)
-        names = [p.component.name for p in kept]
-        twice = next((n for n in names if names.count(n) > 1), None)
-        if twice:
-            raise SpecError(f"{where} lists '{twice}' twice; give it one range or choice instead")
-        return Slot(kept, may_be_empty=None in listed)
-
-    def _part(self, document: Any, kind: str, where: str) -> Part | None:
-        if isinstance(document, str):
-            document = {"name": document}
-        if not isinstance(document, Mapping) or "name" not in document:
-            raise SpecError(f"{where}: a component is a name, or a mapping with 'name'")
-        component = self.registry.get(document["name"], kind)
-        given = {k: v for k, v in document.items() if k != "name"}
-        known = component.Params.model_fields
-        for key in given:
-            if key not in known:
-                raise SpecError(
-                    f"{where}: {unknown(f'parameter of {component.name}', key, known)}"
-                )
-        params = {k: self._parameter(component, k, v, where) for k, v in given.items()}
-        for name, domain in component.signature.domains.items():
-            if name not in params and name not in component.signature.facts:
-                params[name] = _from_domain(component, name, domain)
-        problem = component_problem(component, self.task, self.available, self._typical(component, params))
-        if problem:
-            self.left_out.append(LeftOut(f"{kind} {component.name}", problem))
-            return None
-        return Part(component, params)
-
-    def _typical(self, component: Component, params: Mapping[str, Any]) -> BaseModel | None:
-        """The parameters at which it is judged; ``None`` where a fact is not known yet."""
-        fixed = {k: n.value for k, n in params.items() if isinstance(n, Value)}
-        try:
-            return component.complete(fixed, task=self.task)
-        except LossearchError:
-            return None
-
-    def _parameter(self, component: Component, name: str, value: Any, where: str) -> Any:
-        where = f"{where}.{component.name}.{name}"
-        if isinstance(value, list) and value and all(_is_spec(v) for v in value):
-            parts = [self._part(v, component.kind, where) for v in value]
-            return Members(tuple(p for p in parts if p is not None))
-        integer = is_integer(component.signature, name)
-        default = component.Params.model_fields[name].default
-        node = self._domain(value, where, int if integer else float, default)
-        for end in _ends(node):
-            component.complete({name: end}, task=self.task, facts=_ANY_FACTS)
-        return node
-
-    def _domain(self, value: Any, where: str, kind: type, default: Any = None) -> Any:
-        if isinstance(value, Mapping) and "choice" in value:
-            _known_keys(value, {"choice"}, where)
-            if not isinstance(value["choice"], list) or not value["choice"]:
-                raise SpecError(f"{where}.choice must be a list of values")
-            return OneOf(tuple(self._domain(v, where, kind) for v in value["choice"]), default)
-        if isinstance(value, Mapping) and ("low" in value or "high" in value):
-            _known_keys(value, {"low", "high", "log"}, where)
-            try:
-                low, high = kind(value["low"]), kind(value["high"])
-            except (KeyError, TypeError, ValueError):
-                raise SpecError(f"{where}: a range is {{low: number, high: number}}") from None
-            log = bool(value.get("log", False))
-            if not low < high or (log and low <= 0):
-                need = "0 < low < high" if log else "low < high"
-                raise SpecError(f"{where}: a range needs {need}, not low {low} and high {high}")
-            return Between(low, high, log, kind is int, default)
-        return Value(value)
-
-
-# Stand-ins for what only the data knows, for checking that a domain is legal.
-_ANY_FACTS = {"train_size": 2, "num_classes": 2, "num_terms": 2, "seed": 0, "term_weights": [1, 1]}
-
-
-def _from_domain(component: Component, name: str, domain: Range | Choices) -> Any:
-    default = component.Params.model_fields[name].default
-    if isinstance(domain, Choices):
-        return OneOf(tuple(Value(v) for v in domain.values), default)
-    integer = is_integer(component.signature, name)
-    return Between(domain.low, domain.high, domain.log, integer, default)
-
-
-def _ends(node: Any) -> tuple[Any, ...]:
+def _defaults(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """The default at each path that a node may ask a value for."""
     if isinstance(node, Between):
-        return (node.low, node.high)
-    if isinstance(node, OneOf):
-        return tuple(e for o in node.options for e in _ends(o))
-    return (node.value,) if isinstance(node, Value) else ()
+        yield path, node.default
+    elif isinstance(node, OneOf):
+        index = node.nearest()
+        yield path, node.names[index]
+        yield from _defaults(f"{path}.{index}", node.options[index])
+    elif isinstance(node, Part):
+        for name, inner in node.params.items():
+            yield from _defaults(f"{path}.{node.component.name}.{name}", inner)
+    elif isinstance(node, Members):
+        for i, part in enumerate(node.parts):
+            yield from _defaults(f"{path}.{i}", part)
+    elif isinstance(node, Slot):
+        for part in node.parts:
+            yield from _defaults(path, part)
 
 
 def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, ComponentSpec) or (isinstance(value, Mapping) and "name" in value)
-
-
-def _known_keys(document: Mapping[str, Any], known: Set[str], where: str) -> None:
-    for key in document:
-        if key not in known:
-            hint = did_you_mean(str(key), known) or f". Known: {', '.join(sorted(known))}"
-            raise SpecError(f"{where} has an unknown key '{key}'{hint}")
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -101,7 +101,7 @@ class ObjectiveSpec(BaseModel):
     @property
     def key(self) -> str:
         """A short hash that is the same for the same objective, on any machine."""
-        text = json.dumps(self.document(), sort_keys=True)
+        text = json.dumps(_as_float(self.document()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def label(self) -> str:
@@ -112,6 +112,15 @@ class ObjectiveSpec(BaseModel):
     def flat(self) -> dict[str, Any]:
         """Flat parameters, as MLflow shows them: ``terms.0.loss.name``, ``terms.0.loss.gamma``."""
         return dict(_flatten(self.document()))
+
+
+def _as_float(value: Any) -> Any:
+    """Every whole number as a float: ``gamma: 2`` and ``gamma: 2.0`` are the same objective."""
+    if isinstance(value, Mapping):
+        return {k: _as_float(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_as_float(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

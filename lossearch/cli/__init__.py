@@ -55,8 +55,12 @@ def main() -> None:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as error:  # a file or folder that cannot be read or written
+        if os.environ.get("LOSSEARCH_VERBOSE"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror or error}", fg="red", err=True)
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("LOSSEARCH_VERBOSE"):
             raise

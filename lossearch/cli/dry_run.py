@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from lossearch.space import Value
 from lossearch.study.setup import Setup, set_up
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def show_plan(config: StudyConfig) -> None:
 
 
 def _space_table(setup: Setup) -> Table:
-    table = Table("place", "values", title="the space", title_justify="left")
+    place = Column("place", overflow="fold")
+    table = Table(place, "values", title="the space", title_justify="left")
     for path, domain in setup.space.describe():
         table.add_row(path, domain)
     for name, node in setup.config.training.tuning().items():
@@ -71,7 +73,10 @@ def time_epoch(setup: Setup) -> float:
     recipe = setup.recipe(checkpoints=Path())
     spec = next(iter(setup.baseline.references()))[0]
     metric = setup.metric.build(task=setup.data.info.task)
-    values = {k: getattr(n, "default", None) or n.value for k, n in _tuning(setup)}
+    values = {
+        k: node.value if isinstance(node, Value) else node.default
+        for k, node in setup.config.training.tuning().items()
+    }
     trainer = Trainer(
         spec, setup.data, recipe.model, recipe.training, values, metric, setup.registry, 0,
         recipe.providers,
@@ -80,10 +85,6 @@ def time_epoch(setup: Setup) -> float:
     started = time.perf_counter()
     trainer.run_epoch()
     return time.perf_counter() - started
-
-
-def _tuning(setup: Setup):  # noqa: ANN202
-    return setup.config.training.tuning().items()
 
 
 def _time(seconds: float) -> str:

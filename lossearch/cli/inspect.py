@@ -67,27 +67,32 @@ def show_space(
 ) -> None:
     """A space expanded: every choice and range, and what does not fit the task."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
+    from lossearch.components import TASKS
     from lossearch.documents import parse_yaml
+    from lossearch.errors import UnknownNameError, unknown
     from lossearch.registry import current
     from lossearch.space import Space
     from lossearch.study.setup import space_document
     from lossearch.training.providers import available_fields
 
+    if task is not None and task not in TASKS:
+        raise UnknownNameError(unknown("task", task, TASKS))
     registry = current()
     document = space_document(space, registry, task or "")
     text = document if isinstance(document, str) else Path(space).read_text("utf-8")
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        typer.echo(line.lstrip("# "))
     parsed = parse_yaml(text, space)
     served = parsed.get("task", "multiclass")
     chosen = task or (served if isinstance(served, str) else served[0])
     fields = available_fields(chosen, ("logits", "embeddings", "weight"))
     compiled = Space.from_document(parsed, registry=registry, task=chosen, available=fields)
-    table = Table("place", "values", title=f"for {chosen}", title_justify="left")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        typer.echo(line.lstrip("# "))
+    place = Column("place", overflow="fold")
+    table = Table(place, "values", title=f"for {chosen}", title_justify="left")
     for path, domain in compiled.describe():
         table.add_row(path, domain)
     out = Console(highlight=False)

@@ -61,11 +61,17 @@ def list_components(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "kind", "tasks", "parameters", "summary", box=None, header_style="bold")
+    from lossearch.cli.text import plain
+
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "kind"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("tasks")
+    table.add_column("summary", ratio=1)
     for c in sorted(found, key=lambda c: (_KINDS.index(c.kind), c.name)):
         tasks = "all" if set(c.tasks) == set(TASKS) else ", ".join(c.tasks)
-        table.add_row(c.name, c.kind, tasks, ", ".join(c.Params.model_fields), c.summary)
-    Console(highlight=False).print(table)
+        table.add_row(c.name, c.kind, tasks, plain(c.summary))
+    Console(highlight=False, markup=False).print(table)
 
 
 @plugins_app.command("show")
@@ -84,9 +90,11 @@ def show_component(
     from rich.console import Console
     from rich.table import Table
 
+    from lossearch.cli.text import plain
+
     out = Console(highlight=False, markup=False)
     out.print(f"{name} ({component.kind}, of plugin '{facts['plugin']}')\n")
-    out.print(component.doc + "\n")
+    out.print(plain(component.doc) + "\n")
     for key in ("tasks", "reads", "reads_if_there", "returns", "gives", "paper", "cost"):
         if facts.get(key):
             value = facts[key]
@@ -194,6 +202,6 @@ def _type(schema: dict[str, Any]) -> str:
         return str(schema["const"])
     if "anyOf" in schema:
         return " | ".join(dict.fromkeys(_type(s) for s in schema["anyOf"]))
-    return {"number": "float", "integer": "int", "boolean": "bool", "array": "list"}.get(
-        schema.get("type", ""), schema.get("type", "any")
-    )
+    kind = str(schema.get("type", "any"))
+    short = {"number": "float", "integer": "int", "boolean": "bool", "array": "list"}
+    return short.get(kind, kind)

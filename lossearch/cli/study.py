@@ -72,11 +72,10 @@ def _end(go: Any) -> None:
     talk = Console(stderr=True)
     try:
         result: StudyResult = go()
-    except KeyboardInterrupt:
-        talk.print("\nStopped. All that finished is kept; `lossearch resume DIR` goes on.")
-        raise
+    except KeyboardInterrupt:  # the display has said how to go on
+        raise typer.Exit(130) from None
     for problem in result.problems:
-        talk.print(f"[yellow]{problem}[/]")
+        talk.print(problem, style="yellow", markup=False)
     show_result(result)
 
 
@@ -111,7 +110,7 @@ def report(folder: Dir) -> None:
 
     path, problem = renew(folder)
     if problem:
-        Console(stderr=True).print(f"[yellow]{problem}[/]")
+        Console(stderr=True).print(problem, style="yellow", markup=False)
     typer.echo(str(path))
 
 
@@ -132,5 +131,5 @@ def export(
     if output is None:
         typer.echo(text, nl=False)
         return
-    output.write_text(text, encoding="utf-8")
+    outputs.write(output, text)
     outputs.copy_plugins(found, output.resolve().parent)

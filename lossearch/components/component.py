@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class Component:
     vmappable: bool = False
     reads_by: Callable[[BaseModel], Iterable[str]] | None = None
     cost: str = ""
-    skips: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Component:
         return self  # it is data about code: a copied objective shares it

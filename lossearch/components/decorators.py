@@ -63,7 +63,9 @@ def reweighting(
     skips: Mapping[str, str] = {},
 ) -> Callable[[T], T]:
     """Declare a reweighting: fields (``losses`` [B] among them) to weights [B] of mean 1."""
-    return _declare("reweighting", task, name, vmap, paper=paper, reads_by=reads, cost=cost, skips=skips)
+    return _declare(
+        "reweighting", task, name, vmap, paper=paper, reads_by=reads, cost=cost, skips=skips
+    )
 
 
 def miner(
@@ -79,8 +81,9 @@ def miner(
 ) -> Callable[[T], T]:
     """Declare a miner: fields to a bool mask [B] over ``losses``, or a ``selection`` of pairs."""
     return _declare(
-        "miner", task, name, vmap, returns=returns, paper=paper, reads_by=reads, cost=cost, skips=skips
-    )
+        "miner", task, name, vmap,
+        returns=returns, paper=paper, reads_by=reads, cost=cost, skips=skips,
+    )  # fmt: skip
 
 
 def balancer(

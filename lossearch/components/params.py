@@ -117,7 +117,7 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
             f"{name}: '{WHOLE_BATCH}' is the mapping of all fields; it takes no other field "
             "beside it, and no default"
         )
-    hints = get_type_hints(hyper, include_extras=True)
+    hints = _hints(name, hyper)
     declared: dict[str, Any] = {}
     domains: dict[str, Domain] = {}
     facts: dict[str, str] = {}
@@ -188,6 +188,23 @@ def _explain(name: str, params: type[BaseModel], error: ValidationError) -> str:
             text = text[0].lower() + text[1:]
             lines[f"{name}: {key} = {problem['input']!r} is not allowed: {text}"] = None
     return "\n".join(lines)
+
+
+def _hints(name: str, target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the hyperparameters; those of fields may name what is not imported."""
+    parameters = inspect.signature(target).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    said = {k: v for k, v in getattr(target, "__annotations__", {}).items() if k in keywords}
+    scope = getattr(inspect.unwrap(target), "__globals__", {})
+    try:
+        return get_type_hints(
+            types.SimpleNamespace(__annotations__=said), scope, include_extras=True
+        )
+    except NameError as error:
+        raise PluginError(
+            f"{name}: in the annotation of a hyperparameter {error}; import it where the module "
+            "begins, not under TYPE_CHECKING"
+        ) from None
 
 
 def _fields(name: str, target: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Places units on a Ray cluster: a Tune trial is one unit of work. The only file that knows Ray."""
+"""Places units on a Ray cluster: a Tune trial is a unit of work. The only file that knows Ray."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+from ray import tune
+from ray.tune.search import Searcher
 
 
 class _UnitTrainable(tune.Trainable):
@@ -91,7 +91,7 @@ class _Feed(Searcher):
             self.error = failed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher to restore it; the ledger is what a study resumes from
+        return {}  # Tune pickles its searcher, to restore it; a study resumes from the ledger
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is the only record."""

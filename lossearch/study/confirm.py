@@ -33,14 +33,28 @@ def finalists(state: State, metric: Component, top: int) -> tuple[Trial | None, 
     search whose objective is the baseline's counts as the baseline.
     """
     ranked = best_first(state.trials.values(), metric)
-    own = [t for t in state.trials.values() if t.role == "baseline"]
-    same = [_plain(t.objective) for t in own]
+    same = _baselines(state)
     baseline = next((t for t in ranked if _plain(t.objective) in same), None)
     chosen: dict[str, Trial] = {}
     for trial in ranked:
         if _plain(trial.objective) not in same:
             chosen.setdefault(_structure(trial.objective), trial)
     return baseline, list(chosen.values())[:top]
+
+
+def next_in_line(state: State, metric: Component) -> Trial | None:
+    """The best trial that waits at a rung and could be a finalist: the highest rung's best."""
+    same, sign = _baselines(state), 1 if metric.maximize else -1
+    waiting = [
+        t
+        for t in state.trials.values()
+        if t.status == "running" and t.epoch in t.rungs and _plain(t.objective) not in same
+    ]
+    return max(waiting, key=lambda t: (t.epoch, sign * t.rungs[t.epoch]), default=None)
+
+
+def _baselines(state: State) -> list[dict[str, Any]]:
+    return [_plain(t.objective) for t in state.trials.values() if t.role == "baseline"]
 
 
 def _plain(objective: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Folder:
                 f"{self.path} already holds a study; go on with it by `lossearch resume "
                 f"{self.path}`, or choose another folder with --output"
             )
-        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        made = [p for p in (self.path, *self.path.parents) if not os.path.exists(p)]
         probe = self.path / ".writable"
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,13 @@ from typing import Any
 
 from lossearch.feasibility import objective_problems
 from lossearch.report.text import verdict_text
-from lossearch.study.confirm import best_first, confirmation_seeds, finalists, verdict
+from lossearch.study.confirm import (
+    best_first,
+    confirmation_seeds,
+    finalists,
+    next_in_line,
+    verdict,
+)
 from lossearch.study.folder import Folder
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult, Unit
@@ -99,6 +105,10 @@ class Run:
             trial = self._propose()
             if trial.status == "running":
                 return self._job(trial)
+        if not self._flying and not self.finalists()[1]:
+            # a small budget may promote nothing but the baseline's equals to the end
+            last = next_in_line(self.state, self.setup.metric)
+            return self._job(last) if last is not None else None
         return None
 
     def _propose(self) -> Trial:

@@ -114,6 +114,8 @@ def resume(
                 "lossearch.search(..., resume_existing=True)"
             )
     _refuse_changes(config, folder, state.study["config"])
+    if module is not None and repr(module) != state.study["model"]:
+        raise StudyError("the model is not the one that this study began with; pass that one")
     files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
     setup = set_up(config, files=files, dataset=dataset, module=module)
     was = state.study["data"]["fingerprint"]

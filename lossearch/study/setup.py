@@ -12,7 +12,7 @@ from torch import nn
 from lossearch import registry as registries
 from lossearch.components import Component
 from lossearch.data import Data, Dataset, prepare, prepare_dataset
-from lossearch.documents import read_yaml
+from lossearch.documents import parse, read_yaml
 from lossearch.errors import InfeasibleError, StudyError, unknown
 from lossearch.models import Network, build_network
 from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
@@ -172,7 +172,7 @@ def _baseline_document(config: StudyConfig, task: str) -> dict[str, Any]:
     if given is None:
         spec = ComponentSpec(name=STANDARD_LOSS.get(task, "mse"))
     else:
-        spec = ComponentSpec.model_validate(given)
+        spec = parse(ComponentSpec, given, "baseline", StudyError)
     registry = registries.current()
     component = registry.get(spec.name, "loss")
     searched = component.signature.domains
@@ -183,7 +183,8 @@ def _baseline_document(config: StudyConfig, task: str) -> dict[str, Any]:
 
 def _check_names(config: StudyConfig, registry: Registry) -> None:
     """Names are checked before the data are read, which may take long."""
-    registry.get(config.data.name, "dataset") if config.data.name != "user" else None
+    if config.data.name != "user":
+        registry.get(config.data.name, "dataset")
     if isinstance(config.space, str) and not config.space.endswith((".yaml", ".yml")):
         space_document(config.space, registry, "")
     if isinstance(config.baseline, ComponentSpec):

@@ -15,7 +15,7 @@ TUNABLE = ("lr", "weight_decay")
 class Between(BaseModel):
     """A range to tune in: ``{low: 1e-4, high: 1e-1, log: true}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     low: float
     high: float
     log: bool = False
@@ -32,28 +32,40 @@ class Between(BaseModel):
 class TrainingConfig(BaseModel):
     """The ``training:`` section of a study."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] | Between = Between(low=1e-4, high=3e-2, log=True)
     weight_decay: Annotated[float, Field(ge=0)] | Between = 1e-2
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
-    clip_norm: float | None = Field(None, gt=0)
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
+    clip_norm: float | None = Field(default=None, gt=0)
     early_stop: int | None = Field(
-        None, ge=1, description="epochs without a better validation score; then the best is kept"
+        default=None,
+        ge=1,
+        description="epochs without a better validation score; then the best is kept",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU that has it, else float32"
+        default="auto", description="auto: bfloat16 on a GPU that has it, else float32"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1, description="CPU threads of one worker")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+
+    @model_validator(mode="after")
+    def _positive(self) -> TrainingConfig:
+        if isinstance(self.lr, Between) and self.lr.low <= 0:
+            raise ValueError(f"a range of lr lies above 0, and this one starts at {self.lr.low}")
+        if isinstance(self.weight_decay, Between) and self.weight_decay.low < 0:
+            raise ValueError(
+                f"a range of weight_decay starts at 0 or above, not at {self.weight_decay.low}"
+            )
+        return self
 
     def tuning(self) -> dict[str, space.Between | space.Value]:
-        """What a search tunes beside the objective; a reference starts in the middle of a range."""
+        """What a search tunes beside the objective; a reference starts mid-range."""
         return {name: _node(getattr(self, name)) for name in TUNABLE}
 
 

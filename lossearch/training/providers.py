@@ -1,8 +1,8 @@
 """Who makes which batch field: the data, the model, the training loop, and provider components.
 
-Built in: the data give ``inputs``, ``targets``, ``index`` and ``class_counts``; the loop ``epoch``,
-``step`` and ``total_steps``; the network ``logits``, ``embeddings``, ``weight`` and itself as
-``model``. A provider component adds fields made from these.
+Built in: the data give ``inputs``, ``targets``, ``index`` and ``class_counts``; the loop
+``epoch``, ``step`` and ``total_steps``; the network ``logits``, ``embeddings``, ``weight`` and
+itself as ``model``. A provider component adds fields made from these.
 """
 
 from __future__ import annotations

@@ -97,15 +97,18 @@ class Trainer:
         if own:  # a loss's own parameters are not weights: they do not decay
             groups.append({"params": own, "weight_decay": 0.0})
         if t.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=t.momentum, nesterov=t.momentum > 0)
+            momentum = t.momentum
+            return torch.optim.SGD(
+                groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True
+            )
         kind = torch.optim.AdamW if t.optimizer == "adamw" else torch.optim.Adam
-        return kind(groups, lr=lr)
+        return kind(groups, lr=lr, fused=True)  # one kernel a step, on the CPU as on a GPU
 
     def _factor(self, step: int) -> float:
         """The schedule: the learning rate's factor at a step."""
         warm = self.training.warmup * self.total_steps
         if step < warm:
-            return (step + 1) / warm
+            return min((step + 1) / warm, 1.0)
         done = min((step - warm) / max(self.total_steps - warm, 1), 1.0)
         if self.training.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))

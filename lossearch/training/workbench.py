@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.training.config import TrainingConfig
 from lossearch.training.trainer import CurveRow, Diverged, Trainer
 
+_TORCH = Path(nn.__file__).parents[1]
 Reason = Literal["diverged", "out_of_memory", "infeasible", "error", "worker_died"]
 
 
@@ -114,7 +116,9 @@ class Workbench:
         started = time.perf_counter()
         result = JobResult(job.trial, job.seed)
         try:
-            self._train(job, result)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a hundred trials must not warn a hundred times
+                self._train(job, result)
         except Diverged as error:
             result.reason, result.detail = "diverged", str(error)
         except torch.cuda.OutOfMemoryError as error:
@@ -126,6 +130,7 @@ class Workbench:
             result.reason, result.detail = "error", _where(error)
         if result.reason is not None:
             result.done, result.score = True, None
+            (self.recipe.checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
         result.seconds = time.perf_counter() - started
         return result
 
@@ -163,10 +168,11 @@ class Workbench:
 
 
 def _where(error: Exception) -> str:
-    """The error's last line, with the place that raised it."""
+    """The error's last line, with the place that raised it: of ours rather than of torch's."""
     text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     frames = traceback.extract_tb(error.__traceback__)
-    frame = frames[-1] if frames else None
+    own = [f for f in frames if not Path(f.filename).is_relative_to(_TORCH)]
+    frame = own[-1] if own else None
     return f"{text} ({Path(frame.filename).name}, line {frame.lineno})" if frame else text
 
 

@@ -122,7 +122,8 @@ def test_a_missing_field_names_what_the_batch_has() -> None:
     with pytest.raises(FieldError) as caught:
         bound({"logit": BATCH["logits"], "targets": BATCH["targets"], "index": None})
     message = str(caught.value)
-    assert message.startswith("toy_ce reads 'logits', which the batch lacks; did you mean 'logit'?")
+    said = "toy_ce reads 'logits', which the batch lacks; did you mean 'logit'?"
+    assert message.startswith(said)
     assert message.endswith("It has: logit, targets"), "a None field is not there"
     with pytest.raises(FieldError, match="It has: nothing"):
         bound({})

@@ -1,4 +1,4 @@
-"""A signature is the whole declaration: fields, hyperparameters, legal values and search ranges."""
+"""A signature is the whole declaration: fields, hyperparameters, legal values, search ranges."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_whole_numbers_are_told_from_fractions() -> None:
     assert [is_integer(signature, k) for k in "abcd"] == [True, False, True, False]
 
 
-# What a declaration must not be -----------------------------------------------------------------
+# What a declaration must not be ----------------------------------------------------------------
 
 
 def test_both_ends_of_a_range_are_tried_when_it_is_declared() -> None:
@@ -97,9 +97,9 @@ def test_both_ends_of_a_range_are_tried_when_it_is_declared() -> None:
 
     with pytest.raises(PluginError, match=r"low: the search range of 'gamma' reaches -1\.0"):
         declare(low)
-    with pytest.raises(PluginError, match=r"high: .* 'q' reaches 1\.0, which is not legal: .*less"):
+    with pytest.raises(PluginError, match=r"high: .* 'q' reaches 1\.0, which is not legal"):
         declare(high)
-    with pytest.raises(PluginError, match="choice: .* 'k' reaches 7"):
+    with pytest.raises(PluginError, match="choice: the search range of 'k' reaches 7"):
         declare(choice)
 
 
@@ -156,7 +156,20 @@ def test_a_wrong_declaration_says_what_is_wrong(source: str, message: str) -> No
         declare(scope["f"], name="wrong_one")
 
 
-# Fields and hyperparameters -----------------------------------------------------------------------
+def test_only_hyperparameters_must_have_annotations_that_can_be_read() -> None:
+    def lazily(logits: NotImported, *, gamma: float = 1.0) -> NotImported:  # type: ignore  # noqa
+        return logits
+
+    assert set(declare(lazily).Params.model_fields) == {"gamma"}
+
+    def hidden(logits: Tensor, *, gamma: NotImported = 1.0) -> Tensor:  # type: ignore  # noqa
+        return logits
+
+    with pytest.raises(PluginError, match=r"hidden: .*'NotImported' is not defined; import it"):
+        declare(hidden)
+
+
+# Fields and hyperparameters --------------------------------------------------------------------
 
 
 def test_positional_parameters_are_fields() -> None:
@@ -190,7 +203,7 @@ def test_params_round_trip_through_json() -> None:
     [
         ({"smoothin": 0.1}, r"toy_ce has no parameter 'smoothin'; did you mean 'smoothing'\?"),
         ({"zzz": 0.1}, r"no parameter 'zzz'\. It has: smoothing"),
-        ({"smoothing": -0.1}, r"toy_ce: smoothing = -0\.1 is not allowed: .*greater than or equal"),
+        ({"smoothing": -0.1}, r"toy_ce: smoothing = -0\.1 is not allowed: .*greater than or eq"),
         ({"smoothing": 1.0}, r"smoothing = 1\.0 is not allowed: .*less than 1"),
         ({"smoothing": "much"}, "smoothing = 'much' is not allowed: .*number"),
         ({"smoothing": None}, "smoothing = None is not allowed"),
@@ -216,11 +229,11 @@ def test_every_bad_value_is_listed_at_once() -> None:
 
 
 def test_a_choice_outside_a_literal_lists_what_is_allowed() -> None:
-    with pytest.raises(ParameterError, match="mode = 'max' is not allowed: .*'sum' or 'mean'"):
+    with pytest.raises(ParameterError, match=r"mode = 'max' is not allowed: .*'sum' or 'mean'"):
         component_of(toy_power).complete({"mode": "max"})
 
 
-# The task and the facts ---------------------------------------------------------------------------
+# The task and the facts ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,7 +266,7 @@ def test_a_switch_is_a_bool() -> None:
     class Odd(enum.Enum):
         yes = "yes!"
 
-    with pytest.raises(ParameterError, match="whole = .* is not allowed: .*boolean"):
+    with pytest.raises(ParameterError, match=r"whole = .* is not allowed: .*boolean"):
         component_of(toy_either).complete({"whole": Odd.yes})
 
 

@@ -1,0 +1,227 @@
+"""The ledger: durable, whole after a kill, and replayed event by event."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lossearch.errors import StudyError
+from lossearch.trials.ledger import Ledger, in_use, read_ledger, replay
+
+PROPOSED: dict[str, Any] = {
+    "trial": 0,
+    "role": "search",
+    "objective": {"task": "multiclass", "terms": [{"loss": {"name": "focal"}}]},
+    "label": "2 × focal · none",
+    "training": {"lr": 0.1},
+    "params": {"training.lr": 0.1},
+    "distributions": {},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def test_a_row_is_on_the_disk_before_append_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    fsync = os.fsync
+
+    def watch(number: int) -> None:
+        synced.append(path.read_bytes())
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    ledger = Ledger(path)
+    row = ledger.append("proposed", **PROPOSED)
+    assert synced == [path.read_bytes()]
+    assert json.loads(path.read_text("utf-8")) == row
+    ledger.close()
+
+
+def test_nan_and_infinity_become_null_at_any_depth(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.append("rung", score=math.nan, curve=[{"a": math.inf, "b": (1.0, -math.inf)}])
+    ledger.close()
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    (row,) = read_ledger(path)
+    assert row["score"] is None
+    assert row["curve"] == [{"a": None, "b": [1.0, None]}]
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"event": "ru', '{"label": "×'.encode()[:-1], b'{"event": "x"}']
+)
+def test_a_torn_last_line_is_left_out_and_cut_off(path: Path, torn: bytes) -> None:
+    ledger = Ledger(path)
+    ledger.append("proposed", **PROPOSED)
+    ledger.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert len(read_ledger(path)) == 1
+    ledger = Ledger(path)  # cuts the torn line off
+    assert path.read_bytes() == whole
+    ledger.append("resumed")
+    ledger.close()
+    assert [r["event"] for r in read_ledger(path)] == ["proposed", "resumed"]
+
+
+@pytest.mark.parametrize("damaged", ['{"event": "ru', "5", "{}", "", "\x00"])
+def test_a_damaged_line_in_the_middle_is_named(path: Path, damaged: str) -> None:
+    path.write_text('{"event": "study"}\n' + damaged + '\n{"event": "resumed"}\n')
+    with pytest.raises(StudyError, match=r"ledger\.jsonl, line 2, is not a ledger row"):
+        read_ledger(path)
+
+
+def test_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"there is no study in .*: it has no ledger\.jsonl"):
+        read_ledger(tmp_path / "ledger.jsonl")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StudyError, match="cannot be read: Is a directory"):
+        read_ledger(tmp_path / "folder")
+
+
+def test_a_ledger_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written: Not a directory"):
+        Ledger(tmp_path / "file" / "ledger.jsonl")
+
+
+def test_a_full_disk_says_what_to_do_and_closing_raises_no_more(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.append("study")
+    ledger._file.close()
+    ledger._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(StudyError, match=r"No space left on device.*lossearch resume"):
+        ledger.append("resumed")
+    ledger.close()
+    assert len(read_ledger(path)) == 1
+
+
+def test_a_write_that_was_cut_short_is_an_error(path: Path) -> None:
+    class Short:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> int:
+            return self.file.write(data[:10])
+
+        def close(self) -> None:
+            self.file.close()
+
+    ledger = Ledger(path)
+    ledger.append("study")
+    ledger._file = Short(ledger._file)  # type: ignore[assignment]
+    with pytest.raises(StudyError, match=os.strerror(errno.ENOSPC)):
+        ledger.append("proposed", **PROPOSED)
+    ledger.close()
+    assert [r["event"] for r in read_ledger(path)] == ["study"]
+
+
+def test_two_processes_never_write_one_ledger(path: Path) -> None:
+    assert not in_use(path)
+    first = Ledger(path)
+    first.append("study")
+    assert in_use(path)
+    with pytest.raises(StudyError, match="is being run by another process"):
+        Ledger(path)
+    first.append("resumed")  # the refused one has cut nothing off
+    first.close()
+    assert not in_use(path)
+    Ledger(path).close()
+    assert len(read_ledger(path)) == 2
+
+
+def test_replay_of_every_event() -> None:
+    row = {"time": 5.0}
+    rows: list[dict[str, Any]] = [
+        {"event": "study", "name": "s", **row},
+        {"event": "proposed", **PROPOSED, **row},
+        {
+            "event": "rung",
+            "trial": 0,
+            "epoch": 2,
+            "score": 0.5,
+            "seconds": 1.0,
+            "curve": [{"epoch": 1}, {"epoch": 2}],
+            **row,
+        },
+        {"event": "ended", "status": "interrupted", **row},
+    ]
+    state = replay(rows)
+    trial = state.trials[0]
+    assert state.study["name"] == "s" and state.ended == "interrupted"
+    assert (trial.status, trial.epoch, trial.rungs) == ("running", 2, {2: 0.5})
+    assert state.counts() == {
+        "finished": 0, "pruned": 0, "failed": 0, "rejected": 0, "running": 1,
+    }  # fmt: skip
+
+    rows += [
+        {"event": "resumed", **row},
+        {
+            "event": "rung",
+            "trial": 0,
+            "epoch": 4,
+            "score": 0.7,
+            "seconds": 1.5,
+            "curve": [{"epoch": 3}, {"epoch": 4}],
+            **row,
+        },
+        {
+            "event": "finished",
+            "trial": 0,
+            "score": 0.7,
+            "metrics": {"accuracy": 0.7},
+            "epochs": 4,
+            "seconds": 2.5,
+            "time": 9.0,
+        },
+        {"event": "proposed", **PROPOSED, **row, "trial": 1},
+        {"event": "pruned", "trial": 1, "epoch": 2, "score": 0.1, **row},
+        {"event": "proposed", **PROPOSED, **row, "trial": 2},
+        {"event": "rung", "trial": 2, "epoch": 1, "score": None, "seconds": 1, "curve": [], **row},
+        {"event": "failed", "trial": 2, "reason": "diverged", "detail": "nan", "epoch": 1, **row},
+        {"event": "rejected", **PROPOSED, "trial": 3, "reason": "odd", **row, "detail": "d"},
+        {
+            "event": "confirmed",
+            "trial": 0,
+            "seed": 7,
+            "validation": 0.6,
+            "test": {"accuracy": 0.65},
+            **row,
+        },
+        {"event": "verdict", "recommend": "baseline", **row},
+        {"event": "ended", "status": "complete", **row},
+    ]
+    state = replay(rows)
+    first, pruned, failed, rejected = state.trials.values()
+    assert (first.status, first.score, first.epoch, first.seconds) == ("finished", 0.7, 4, 2.5)
+    assert first.metrics == {"accuracy": 0.7} and first.ended == 9.0 and first.started == 5.0
+    assert [r["epoch"] for r in first.curve] == [1, 2, 3, 4]
+    assert first.rungs == {2: 0.5, 4: 0.7}
+    assert (pruned.status, pruned.score, pruned.epoch) == ("pruned", 0.1, 2)
+    assert (failed.status, failed.score, failed.reason) == ("failed", None, "diverged")
+    assert failed.rungs == {}
+    assert (rejected.status, rejected.reason, rejected.detail) == ("rejected", "odd", "d")
+    assert (state.confirmations[0].seed, state.confirmations[0].test) == (7, {"accuracy": 0.65})
+    assert state.verdict == {"recommend": "baseline"}
+    assert state.ended == "complete"
+    assert [t.number for t in state.finished()] == [0]
+    assert state.counts() == {
+        "finished": 1, "pruned": 1, "failed": 1, "rejected": 1, "running": 0,
+    }  # fmt: skip
+
+
+def test_a_row_about_an_unknown_trial_is_named() -> None:
+    rows = [{"event": "study", "time": 0}, {"event": "finished", "trial": 4, "time": 1}]
+    with pytest.raises(StudyError, match=r"row 2 of the ledger \(finished\) does not follow"):
+        replay(rows)

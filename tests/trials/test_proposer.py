@@ -1,0 +1,199 @@
+"""Proposals: references first, the baseline's share, and the same again after a restart."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution, distribution_to_json
+from optuna.trial import TrialState
+
+from lossearch.errors import StudyError
+from lossearch.trials import proposer as module
+from lossearch.trials.ledger import Trial
+from lossearch.trials.proposer import MIN_BASELINE, Proposer, importance
+
+Make = Callable[..., Proposer]
+Drive = Callable[..., list[Trial]]
+
+
+def loss_of(trial: Trial) -> str:
+    return trial.objective["terms"][0]["loss"]["name"]
+
+
+def finish(trial: Trial) -> None:
+    """Scores best near lr 0.01."""
+    trial.status, trial.epoch = "finished", 9
+    score = -abs(trial.training["lr"] - 0.01)
+    trial.score, trial.rungs = score, {9: score}
+
+
+def mixed(trial: Trial) -> None:
+    """Every fate in turn: finished, waiting, failed, rejected, pruned, running."""
+    finish(trial)
+    fate = trial.number % 6
+    if fate == 1:
+        trial.status, trial.epoch, trial.rungs = "running", 3, {3: -0.5 - trial.number}
+    elif fate in (2, 3):
+        trial.status = "failed" if fate == 2 else "rejected"
+        trial.score, trial.rungs = None, {}
+    elif fate == 4:
+        trial.status, trial.rungs = "pruned", {1: -0.5, 3: -0.7}
+    elif fate == 5:
+        trial.status, trial.score, trial.rungs = "running", None, {}
+
+
+def test_the_baseline_and_each_loss_at_its_defaults_come_first(
+    make_proposer: Make, drive: Drive
+) -> None:
+    trials = drive(make_proposer(trials=20), finish)
+    assert [t.role for t in trials[:6]] == ["baseline", *["reference"] * 3, "baseline", "baseline"]
+    assert [loss_of(t) for t in trials[:4]] == [
+        "cross_entropy", "cross_entropy", "focal", "poly_loss",
+    ]  # fmt: skip
+    for trial in trials[:4]:
+        assert trial.objective["terms"] == [{"loss": {"name": loss_of(trial)}}]
+        assert trial.training["lr"] == pytest.approx(3e-3)
+    assert "reference" not in [t.role for t in trials[4:]]
+
+
+def test_references_can_be_left_out(make_proposer: Make, drive: Drive) -> None:
+    roles = {t.role for t in drive(make_proposer(trials=12, references=False), finish)}
+    assert roles == {"baseline", "search"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("budget", [2, 3, 5, 8, 15, 31])
+@pytest.mark.parametrize("losses", [["focal"], ["focal", "poly_loss"], None])
+def test_no_loss_gets_more_trials_than_the_baseline(
+    make_proposer: Make, drive: Drive, sampler: str, budget: int, losses: Any
+) -> None:
+    trials = drive(make_proposer(trials=budget, sampler=sampler, losses=losses), finish)
+    assert len(trials) == budget
+    own = sum(t.role == "baseline" for t in trials)
+    per_loss = Counter(loss_of(t) for t in trials if t.role != "baseline")
+    assert own >= max(per_loss.values())
+    assert own >= min(MIN_BASELINE, budget // 3)
+    assert per_loss.total() >= 1
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes"])
+def test_a_seed_gives_the_same_proposals_and_another_others(
+    make_proposer: Make, drive: Drive, sampler: str
+) -> None:
+    def labels(seed: int) -> list[Any]:
+        trials = drive(make_proposer(seed=seed, trials=16, sampler=sampler), finish)
+        return [(t.label, t.training) for t in trials]
+
+    assert labels(1) == labels(1)
+    assert labels(1) != labels(2)
+    assert len({str(x) for x in labels(1)}) > 10  # no point again and again
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("cut", [1, 3, 13, 22])
+def test_restored_from_the_ledger_it_goes_on_as_if_never_stopped(
+    make_proposer: Make, drive: Drive, sampler: str, cut: int
+) -> None:
+    whole = drive(make_proposer(trials=26, sampler=sampler), mixed)
+    resumed = make_proposer(trials=26, sampler=sampler)
+    resumed.restore(deepcopy(whole[:cut]))
+    assert resumed.left == 26 - cut
+    rest = drive(resumed, mixed)
+    assert [(t.role, t.params) for t in rest] == [(t.role, t.params) for t in whole[cut:]]
+
+
+def test_optuna_holds_each_trial_once_with_what_became_of_it(
+    make_proposer: Make, drive: Drive
+) -> None:
+    trials = drive(make_proposer(trials=26), mixed)
+    restored = make_proposer(trials=26)
+    restored.restore(trials)
+    for baseline in (True, False):
+        ours = [t for t in trials if (t.role == "baseline") == baseline]
+        held = restored._study(baseline).get_trials()
+        assert [t.params for t in held] == [t.params for t in ours]
+        fates = {0: TrialState.COMPLETE, 1: TrialState.PRUNED, 2: TrialState.FAIL,
+                 3: TrialState.FAIL, 4: TrialState.PRUNED, 5: TrialState.RUNNING}  # fmt: skip
+        assert [t.state for t in held] == [fates[t.number % 6] for t in ours]
+        for mine, theirs in zip(ours, held, strict=True):
+            assert theirs.intermediate_values == mine.rungs
+            if theirs.state is TrialState.COMPLETE:
+                assert theirs.value == mine.score
+
+
+def test_a_trial_that_goes_on_from_its_rung_is_no_longer_pruned(make_proposer: Make) -> None:
+    proposer = make_proposer(trials=9)
+    p = proposer.propose()
+    trial = Trial(0, p.role, p.objective.document(), "", p.training, p.params, p.distributions)
+    proposer.register(trial)
+    states: list[list[str]] = []
+    for epoch in (3, 9):
+        trial.rungs[epoch], trial.epoch = 0.5, epoch
+        states.append([t.state.name for t in proposer._study(True).get_trials()])
+    finish(trial)
+    states.append([t.state.name for t in proposer._study(True).get_trials()])
+    assert states == [["PRUNED"], ["PRUNED"], ["COMPLETE"]]
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_tpe_learns_towards_the_metrics_direction(
+    make_proposer: Make, drive: Drive, maximize: bool
+) -> None:
+    def score(trial: Trial) -> None:
+        finish(trial)
+        trial.score = trial.training["lr"]
+
+    proposer = make_proposer(trials=60, losses=["focal"], maximize=maximize)
+    late = [t.training["lr"] for t in drive(proposer, score)[40:]]
+    middle = sorted(late)[len(late) // 2]
+    assert middle > 0.02 if maximize else middle < 5e-4
+
+
+def test_importance_finds_the_parameter_that_matters(make_proposer: Make, drive: Drive) -> None:
+    trials = drive(make_proposer(trials=30, losses=["focal"], sampler="random"), finish)
+    found = importance(trials, maximize=True)
+    assert next(iter(found)) == "training.lr"
+    assert found["training.lr"] > 0.8
+    assert sum(found.values()) == pytest.approx(1, abs=1e-3)
+    assert found == importance(trials, maximize=True)
+    assert importance(trials[:8], maximize=True) == {}
+
+
+def test_a_float_that_json_wrote_as_an_int_stays_a_float(make_proposer: Make) -> None:
+    proposer = make_proposer(trials=9)
+    between = distribution_to_json(FloatDistribution(0.0, 2.0))
+    objective = {"terms": [{"loss": {"name": "focal"}}]}
+    proposer.register(Trial(0, "search", objective, "", {}, {"x": 1}, {"x": between}))
+    (held,) = proposer._study(False).get_trials()
+    assert isinstance(held.params["x"], float)
+
+
+def test_nothing_warns(make_proposer: Make, drive: Drive) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sampler in ("tpe", "gp", "cmaes", "random"):
+            drive(make_proposer(trials=14, sampler=sampler), finish)
+
+
+def test_cmaes_without_its_package_says_what_to_install(
+    make_proposer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="pip install cmaes"):
+        make_proposer(trials=9, sampler="cmaes").propose()
+
+
+def test_cmaes_has_the_state_that_it_keeps_with_its_trials(
+    make_proposer: Make, drive: Drive
+) -> None:
+    proposer = make_proposer(trials=40, losses=["focal"], sampler="cmaes")
+    drive(proposer, finish)
+    held = proposer._study(False).get_trials()
+    assert any("cma" in key for t in held for key in t.system_attrs)
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
