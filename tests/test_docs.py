@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lossearch import hookspecs
 from lossearch.components import Component
 from lossearch.data import DataConfig, prepare
@@ -172,6 +173,7 @@ def test_every_space_is_in_the_table() -> None:
 
 def test_every_command_is_listed() -> None:
     import typer.main
+
     from lossearch.cli import app
 
     def paths(command: Any, before: str = "") -> list[str]:

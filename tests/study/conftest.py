@@ -13,6 +13,8 @@ import torch
 
 from lossearch.documents import dump_yaml
 from lossearch.registry import use
+from lossearch.study import StudyResult, read_study, start
+from lossearch.trials.ledger import State, read_ledger
 
 DOCUMENT: dict[str, Any] = {
     "data": {"name": "npz", "path": "data.npz"},
@@ -79,3 +81,44 @@ def write_study(tmp_path: Path, document: dict[str, Any]) -> Callable[..., Path]
         return path
 
     return write
+
+
+@pytest.fixture
+def result(write_study: Callable[..., Path]) -> StudyResult:
+    """That study, run to its end."""
+    return start(read_study(write_study()))
+
+
+@pytest.fixture
+def ledger() -> Callable[[Path], list[dict[str, Any]]]:
+    """The rows of the ledger in a folder."""
+    return lambda folder: read_ledger(folder / "ledger.jsonl")
+
+
+@pytest.fixture
+def facts() -> Callable[[StudyResult], list[Any]]:
+    """All of a study's trials that does not depend on the clock."""
+    return lambda result: [
+        (t.number, t.role, t.label, t.status, t.score, t.epoch, t.training, t.metrics, t.rungs)
+        for t in result.trials
+    ]
+
+
+@pytest.fixture
+def stop_at() -> Callable[..., Any]:
+    """Makes a display that presses Ctrl-C at the nth event of a kind."""
+
+    def make(event: str, nth: int = 1) -> Any:
+        seen = [0]
+
+        def begin(run: Any, executor: Any) -> Any:
+            def listen(state: State, row: dict[str, Any]) -> None:
+                seen[0] += row["event"] == event
+                if row["event"] == event and seen[0] == nth:
+                    raise KeyboardInterrupt
+
+            return listen
+
+        return begin
+
+    return make

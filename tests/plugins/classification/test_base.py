@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+
+import lossearch
+from lossearch.errors import FieldError, ParameterError
 from lossearch_classification import (
     binary_cross_entropy,
     cross_entropy,
     mse_logits,
     squentropy,
 )
-from torch import Tensor
-from torch.func import grad, vmap
-
-import lossearch
-from lossearch.errors import FieldError, ParameterError
 
 CLASSES = 5
 MULTICLASS = [cross_entropy, mse_logits, squentropy]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from lossearch_classification.confusion import any_loss
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, fbeta_score
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.confusion import any_loss
 
 METRICS = ["accuracy", "f_beta", "g_mean", "balanced_accuracy"]
 

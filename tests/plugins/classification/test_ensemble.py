@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification.ensemble import LossEnsemble
 from torch import Tensor, nn
 
 import lossearch
 from lossearch import Bound, ByTask, Given, registry
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError, UnknownNameError
+from lossearch_classification.ensemble import LossEnsemble
 
 
 @lossearch.loss(task=("multiclass", "binary"))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification.ensloss import EnsLoss
 from torch import Tensor
 
 from lossearch.components import Bound, component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.ensloss import EnsLoss
 
 
 def build(**params: Any) -> Bound:

@@ -7,6 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+from torchvision.ops import sigmoid_focal_loss
+
+import lossearch
+from lossearch.errors import FieldError, ParameterError
 from lossearch_classification import (
     asymmetric,
     binary_cross_entropy,
@@ -15,12 +21,6 @@ from lossearch_classification import (
     focal,
     poly_loss,
 )
-from torch import Tensor
-from torch.func import grad, vmap
-from torchvision.ops import sigmoid_focal_loss
-
-import lossearch
-from lossearch.errors import FieldError, ParameterError
 
 CLASSES = 5
 ALPHAS = [0.5, 1.0, 2.0, 0.0, 3.0]

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification import cross_entropy, logit_adjusted
 from torch import Tensor
 from torch.func import grad, vmap
 
 import lossearch
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification import cross_entropy, logit_adjusted
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification import AldrKl, cross_entropy, ldr_kl
 from torch import Tensor
 from torch.func import vmap
 
 import lossearch
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification import AldrKl, cross_entropy, ldr_kl
 
 CLASSES = 4
 INDEX = torch.tensor([3, 0, 7, 9, 1, 4])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification.margin import _sine, arcface, cosface, ldam
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.margin import _sine, arcface, cosface, ldam
 
 COUNTS = torch.tensor([1000, 100, 10, 1])
 

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification.focal import focal
-from lossearch_classification.multilabel import asymmetric
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.focal import focal
+from lossearch_classification.multilabel import asymmetric
 
 
 def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from lossearch_classification.projection import orthogonal_projection
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.projection import orthogonal_projection
 
 NEGATIVES = ["mean_abs", "mean", "abs_mean"]
 

@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_classification import (
-    cross_entropy,
-    generalized_cross_entropy,
-    symmetric_cross_entropy,
-)
 from torch import Tensor
 from torch.func import grad, vmap
 
 import lossearch
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification import (
+    cross_entropy,
+    generalized_cross_entropy,
+    symmetric_cross_entropy,
+)
 
 CLASSES = 4
 

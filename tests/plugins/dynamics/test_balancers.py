@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torchjd.scalarization
-from lossearch_dynamics.balancers import DynamicWeightAverage, Uncertainty, fixed_weights
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_dynamics.balancers import DynamicWeightAverage, Uncertainty, fixed_weights
 
 # fixed_weights
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from lossearch_dynamics.calibration import ece, smooth_ece
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_dynamics.calibration import ece, smooth_ece
 
 
 def _logit(p: np.ndarray) -> Tensor:

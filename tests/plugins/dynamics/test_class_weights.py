@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lossearch_dynamics.class_weights import class_balanced, inverse_frequency
 from sklearn.utils.class_weight import compute_class_weight
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_dynamics.class_weights import class_balanced, inverse_frequency
 
 COUNTS = torch.tensor([90, 9, 1])
 TARGETS = torch.tensor([0, 1, 2, 0])

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_dynamics.gradient_rules import EncodecBalancer, PCGrad
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_dynamics.gradient_rules import EncodecBalancer, PCGrad
 
 # pcgrad
 

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from torch import Tensor
+
+from lossearch.components import component_of
+from lossearch.errors import FieldError
 from lossearch_dynamics.metrics import (
     accuracy,
     auroc,
@@ -14,10 +18,6 @@ from lossearch_dynamics.metrics import (
     macro_f1,
     nll,
 )
-from torch import Tensor
-
-from lossearch.components import component_of
-from lossearch.errors import FieldError
 
 MULTICLASS = (accuracy, balanced_accuracy, macro_f1, auroc, average_precision, nll)
 

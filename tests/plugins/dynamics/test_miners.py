@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from lossearch_dynamics.miners import ohem, small_loss
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import ParameterError
+from lossearch_dynamics.miners import ohem, small_loss
 
 
 def _largest(losses: list[float], k: int) -> Tensor:

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lossearch_dynamics.reweighting import dynamic_loss, focal_weight, none
 from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_dynamics.reweighting import dynamic_loss, focal_weight, none
 
 STRATEGIES = ("linupper", "quadratic", "extremes", "uniform")
 
