@@ -140,6 +140,9 @@ def _explain(model: type[BaseModel], document: Any, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"'{shown}' is missing"
     text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        text += did_you_mean(str(problem["input"]), allowed)
     if not path:
         return text
     return f"{shown} = {_short(problem['input'])} is not allowed: {text[0].lower()}{text[1:]}"

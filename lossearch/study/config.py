@@ -132,8 +132,11 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     data = document.get("data")
     if isinstance(data, dict):
         for key in ("path", "root"):
-            if key in data and data.get("name") not in ("huggingface",):
+            if key in data:
                 data[key] = resolve(data[key])
+        # a Hugging Face dataset is a name on the hub, or a folder
+        if data.get("name") == "huggingface" and (base / str(data.get("dataset"))).exists():
+            data["dataset"] = resolve(data["dataset"])
     model = document.get("model")
     if isinstance(model, dict) and "checkpoint" in model:
         model["checkpoint"] = resolve(model["checkpoint"])

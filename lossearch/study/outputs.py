@@ -29,11 +29,12 @@ def write_best(folder: Folder, setup: Setup, state: State, trial: int) -> None:
     best = state.trials[trial]
     verdict = state.verdict
     status = f"recommended: the {verdict['recommend']}" if verdict else "the best so far"
+    files = {f"plugins/{f.stem}.py": f for f in setup.files if _needed(setup, f, best.objective)}
     document = {
         "objective": best.objective,
         "training": best.training,
         "facts": facts_of(setup.data),
-        "plugins": [f"{f.stem}.py" for f in setup.files if _needed(setup, f, best.objective)],
+        "plugins": list(files),
         "metric": setup.metric.name,
         "validation": best.score,
         "trial": best.number,
@@ -41,8 +42,8 @@ def write_best(folder: Folder, setup: Setup, state: State, trial: int) -> None:
     document = {k: v for k, v in document.items() if v != []}
     header = f"# {best.label}\n# {status}, of study {setup.config.name}\n"
     write(folder.best, header + dump_yaml(document))
-    for name in document.get("plugins", []):
-        file = next(f for f in setup.files if f"{f.stem}.py" == name)
+    for name, file in files.items():
+        (folder.path / name).parent.mkdir(exist_ok=True)
         write(folder.path / name, file.text)
 
 
@@ -160,6 +161,7 @@ def copy_plugins(folder: Folder, to: Path) -> None:
     """Copy the one-file plugins that an exported objective needs to beside it."""
     for name in read_yaml(folder.best).get("plugins", []):
         if (folder.path / name) != to / name:
+            (to / name).parent.mkdir(exist_ok=True)
             write(to / name, (folder.path / name).read_text(encoding="utf-8"))
 
 

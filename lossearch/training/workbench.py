@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -105,12 +104,10 @@ class Workbench:
         }
         self.first = next(iter(self.metrics.values()))
 
-    def run(
-        self, unit: Unit, stop: Callable[[], bool] = lambda: False
-    ) -> list[JobResult]:
+    def run(self, unit: Unit) -> list[JobResult]:
         """Train every job of a unit; a job that fails is a result, never an exception."""
         torch.set_num_threads(self.recipe.training.threads)
-        return [self._run(job) for job in unit.jobs if not stop()]
+        return [self._run(job) for job in unit.jobs]
 
     def _run(self, job: Job) -> JobResult:
         started = time.perf_counter()

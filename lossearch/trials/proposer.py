@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,6 +74,7 @@ class Proposer:
         self.maximize, self.seed = maximize, seed
         self._trials: list[Trial] = []  # the ledger's own, which change as they run
         self._attributes: dict[int, dict[str, Any]] = {}  # what CMA-ES keeps with its trials
+        self._frozen: dict[int, tuple[Any, FrozenTrial]] = {}
         self._references = list(space.references()) if config.references else []
 
     @property
@@ -128,13 +130,43 @@ class Proposer:
     def _study(self, baseline: bool) -> optuna.Study:
         """All that is known by now, as the sampler reads it."""
         seeds = np.random.SeedSequence([self.seed, len(self._trials)])
-        study = _study(self.config.sampler, self.maximize, int(seeds.generate_state(1)[0]))
-        study.add_trials(
-            _frozen(trial, self._attributes.get(number))
+        known = [
+            self._known(number, trial)
             for number, trial in enumerate(self._trials)
             if (trial.role == "baseline") == baseline
-        )
-        return study
+        ]
+        seed = int(seeds.generate_state(1)[0])
+        return _study(self.config.sampler, self.maximize, seed, _LedgerStorage(known))
+
+    def _known(self, number: int, trial: Trial) -> FrozenTrial:
+        """A trial as Optuna keeps it, made anew only when something has become of it."""
+        stage = (trial.status, len(trial.rungs))
+        cached = self._frozen.get(number)
+        if cached is None or cached[0] != stage:
+            frozen = _frozen(trial, self._attributes.get(number))
+            frozen.number = number + 1  # the trial that is asked for has the number 0
+            cached = self._frozen[number] = (stage, frozen)
+        return cached[1]
+
+
+class _LedgerStorage(InMemoryStorage):
+    """Optuna's view of the ledger: its trials as they stand, and the one being asked for.
+
+    Optuna's own storages copy every trial on its way in: at trial 5,000 seconds for a proposal.
+    """
+
+    def __init__(self, known: list[FrozenTrial]) -> None:
+        super().__init__()
+        self._ledger = known
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        asked = super().get_all_trials(study_id, deepcopy, states)
+        return [t for t in self._ledger if states is None or t.state in states] + asked
 
 
 def importance(trials: Iterable[Trial], *, maximize: bool) -> dict[str, float]:
@@ -187,7 +219,9 @@ def _main_loss(trial: Trial) -> str:
     return trial.objective["terms"][0]["loss"]["name"]
 
 
-def _study(sampler: str, maximize: bool, seed: int) -> optuna.Study:
+def _study(
+    sampler: str, maximize: bool, seed: int, storage: InMemoryStorage | None = None
+) -> optuna.Study:
     if sampler == "cmaes" and find_spec("cmaes") is None:
         raise StudyError("search.sampler = cmaes needs the package cmaes; pip install cmaes")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -206,4 +240,4 @@ def _study(sampler: str, maximize: bool, seed: int) -> optuna.Study:
         else:
             made = optuna.samplers.RandomSampler(seed=seed)
     direction = "maximize" if maximize else "minimize"
-    return optuna.create_study(sampler=made, direction=direction)
+    return optuna.create_study(sampler=made, direction=direction, storage=storage)

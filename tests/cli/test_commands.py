@@ -112,7 +112,8 @@ def test_a_plugin_from_new_to_export(cli: Cli, study: Write, tmp_path: Path) -> 
     said = cli("run", path, "--plugin", "own/my_loss.py", "--output", "out")
     assert said.code == 0, said.err
     said = cli("export", "out", "--output", "elsewhere.yaml")
-    assert said.code == 0 and Path("my_loss.py").read_text() == Path("own/my_loss.py").read_text()
+    assert said.code == 0, said.err
+    assert Path("plugins/my_loss.py").read_text() == Path("own/my_loss.py").read_text()
 
 
 def test_a_check_that_fails_has_exit_code_1(cli: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A study as a person runs it: real Ray, a real MLflow store, a kill -9 in the middle, a resume."""
+"""A study as a person runs it: real Ray, a real MLflow store, a kill -9, a resume."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,8 +88,8 @@ def test_the_exported_objective_gives_the_same_value(
     away.mkdir()
     (away / "objective.yaml").write_text(export(Folder(found.folder), "yaml"))
     if plugin:
-        assert (found.folder / "mine.py").read_text() == MINE
-        (away / "mine.py").write_text(MINE)
+        assert (found.folder / "plugins" / "mine.py").read_text() == MINE
+        shutil.copytree(found.folder / "plugins", away / "plugins")
         (tmp_path / "mine.py").unlink()
     loaded = lossearch.load_objective(away / "objective.yaml")
     assert loaded(logits=logits, targets=targets).item() == expected
@@ -108,5 +109,6 @@ def test_a_plugin_inside_an_ensemble_goes_with_the_objective(
     ensemble = {"name": "loss_ensemble", "members": [{"name": "mine"}, {"name": "focal"}]}
     space = {"terms": [{"loss": ensemble}]}
     found = start(read_study(write_study(plugins=["mine.py"], baseline=ensemble, space=space)))
-    assert yaml.safe_load((found.folder / "best.yaml").read_text())["plugins"] == ["mine.py"]
-    assert (found.folder / "mine.py").exists()
+    best = yaml.safe_load((found.folder / "best.yaml").read_text())
+    assert best["plugins"] == ["plugins/mine.py"]
+    assert (found.folder / "plugins" / "mine.py").exists()
