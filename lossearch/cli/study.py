@@ -98,7 +98,9 @@ def show_result(result: StudyResult) -> None:
     out.print(f"  objective   {folder.best}  (lossearch.load_objective reads it)")
     out.print(f"  as code     lossearch export {folder.path} --format python")
     if config.tracking is not None:
-        out.print(f"  trials      mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+        uri = tracking_uri(config, folder)
+        served = uri.startswith(("http://", "https://", "databricks"))
+        out.print(f"  trials      {uri if served else f'mlflow ui --backend-store-uri {uri}'}")
 
 
 @app.command()

@@ -113,7 +113,8 @@ class Workbench:
         started = time.perf_counter()
         result = JobResult(job.trial, job.seed)
         try:
-            with warnings.catch_warnings():
+            # the caller's own random draws go on as if nothing had been trained
+            with torch.random.fork_rng(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a hundred trials must not warn a hundred times
                 self._train(job, result)
         except Diverged as error:
