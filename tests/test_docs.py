@@ -54,8 +54,8 @@ def test_components_page_is_that_of_the_registry() -> None:
 
 def examples() -> dict[str, str]:
     """The one-file plugins of the guide by file name: the first line of a block names it."""
-    named = {block.split("\n", 1)[0].removeprefix("# "): block for block in fenced(PLUGINS, "python")}
-    return {name: block for name, block in named.items() if "hookimpl" in block}
+    blocks = [block for block in fenced(PLUGINS, "python") if "hookimpl" in block]
+    return {block.split("\n", 1)[0].removeprefix("# "): block for block in blocks}
 
 
 def load(folder: Path, name: str) -> Plugins:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lossearch.report.page import write_report
+from lossearch.report.plots import write_plots
 from lossearch.report.text import leaderboard, summary, verdict_text
 
-__all__ = ["leaderboard", "summary", "verdict_text", "write_report"]
+__all__ = ["leaderboard", "summary", "verdict_text", "write_plots", "write_report"]

@@ -159,11 +159,14 @@ def explanation(verdict: Mapping[str, Any]) -> str:
     low, high = verdict["interval"]
     lower = "" if maximize else " (lower is better)"
     corrected = f", corrected for {tried} candidates" if tried > 1 else ""
+    interval = f"its 95 % interval {number(low, sign=True)} to {number(high, sign=True)}"
+    if low == high:
+        interval = "the same at every seed, so that no interval can be given"
     numbers = (
         f"On the test split {metric}{lower} is {number(winner['mean'])} with {winner['label']} "
         f"and {number(baseline['mean'])} with the tuned baseline {baseline['label']}. The "
-        f"difference is {number(verdict['difference'], sign=True)}, its 95 % interval "
-        f"{number(low, sign=True)} to {number(high, sign=True)} (paired over {n} fresh seeds; "
+        f"difference is {number(verdict['difference'], sign=True)}, {interval} (paired over {n} "
+        "fresh seeds; "
         f"{p_text(verdict['p_value'])}{corrected})."
     )
     if for_winner(verdict):

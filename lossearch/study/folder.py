@@ -20,6 +20,7 @@ class Folder:
         self.verdict = self.path / "verdict.json"
         self.report = self.path / "report.html"
         self.objective = self.path / "objective.py"
+        self.plots = self.path / "plots"
         self.checkpoints = self.path / "checkpoints"
 
     @property
@@ -59,7 +60,7 @@ class Folder:
 
     def files(self) -> list[Path]:
         """The files for a person that are there by now."""
-        named = (self.study, self.best, self.verdict, self.report, self.objective)
+        named = (self.study, self.best, self.verdict, self.report, self.objective, self.plots)
         return [path for path in named if path.exists()]
 
     def existing(self) -> Folder:

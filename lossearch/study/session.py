@@ -282,7 +282,7 @@ def _write_report(
     state: State,
     registry: Registry,
 ) -> Path:
-    from lossearch.report import write_report
+    from lossearch.report import write_plots, write_report
 
     verdict = state.verdict or {}
     chosen = {
@@ -292,10 +292,12 @@ def _write_report(
     }
     data = state.study["data"]
     facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
+    shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
+    write_plots(folder.plots, state, shapes)
     return write_report(
         folder.path,
         state,
-        shapes=outputs.shapes(chosen, registry, {**facts, "total_steps": 1}),
+        shapes=shapes,
         importance=importance(state.trials.values(), maximize=state.study["maximize"]),
     )
 
