@@ -137,9 +137,20 @@ class Part:
 
     def suggest(self, trial: Suggester, path: str) -> dict[str, Any]:
         inside = f"{path}.{self.component.name}"
-        values = {k: node.suggest(trial, f"{inside}.{k}") for k, node in self.params.items()}
+        conditions = self.component.signature.conditions
+        # a parameter that others decide on comes after them, and only where it has an effect
+        values: dict[str, Any] = {}
+        for name in sorted(self.params, key=lambda name: name in conditions):
+            if self._applies(conditions.get(name, {}), values):
+                values[name] = self.params[name].suggest(trial, f"{inside}.{name}")
         said = {k: v for k, v in values.items() if v != default_of(self.component, k, self.task)}
         return {"name": self.component.name, **said}
+
+    def _applies(self, condition: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+        return all(
+            values.get(k, default_of(self.component, k, self.task)) in allowed
+            for k, allowed in condition.items()
+        )
 
     def complete(self, suggested: Mapping[str, Any]) -> BaseModel:
         """All parameters of a suggestion."""
@@ -292,8 +303,17 @@ def _slot_rows(slot: Slot, path: str) -> list[tuple[str, str]]:
     for part in slot.parts:
         name = f"{path}.{part.component.name}"
         rows.append((name, part.component.summary))
-        rows += [(f"{name}.{k}", node.describe()) for k, node in part.params.items()]
+        conditions = part.component.signature.conditions
+        rows += [
+            (f"{name}.{k}", node.describe() + _where(conditions.get(k, {})))
+            for k, node in part.params.items()
+        ]
     return rows
+
+
+def _where(condition: Mapping[str, tuple[Any, ...]]) -> str:
+    each = [f"{k} is {' or '.join(map(str, v))}" for k, v in condition.items()]
+    return f", where {' and '.join(each)}" if each else ""
 
 
 class _Defaults:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import optuna
 import pytest
@@ -12,7 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 import lossearch
+from lossearch import Choices, Range, When
 from lossearch.components import component_of
+from lossearch.errors import PluginError
 from lossearch.feasibility import objective_problems
 from lossearch.registry import Registry
 from lossearch.space import Space
@@ -272,3 +274,48 @@ def test_it_describes_every_choice() -> None:
     assert rows["terms.1.weight"] == "0.01 … 2 (log)"
     assert "terms.0.weight" not in rows
     assert rows["balancer.toy_max"] == "The largest term alone."
+
+
+def test_a_parameter_without_effect_is_not_suggested() -> None:
+    """`When`: the exponent of the focal base is searched only with that base."""
+
+    @lossearch.loss(task="multiclass")
+    def two_bases(
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        gamma: Annotated[float, Range(0.5, 3.0), When(base="focal")] = 2.0,
+        base: Annotated[Literal["plain", "focal"], Choices()] = "plain",
+    ) -> Tensor:
+        "Two bases."
+        return logits[:, 0]
+
+    registry = Registry()
+    registry.add(component_of(two_bases), "toys")
+    space = Space.from_document(
+        {"terms": [{"loss": "two_bases"}]},
+        registry=registry,
+        task="multiclass",
+        available={"logits", "targets"},
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    bases = set()
+    for _ in range(30):
+        trial = study.ask()
+        params = space.suggest(trial).terms[0].loss.params
+        bases.add(params.get("base", "plain"))
+        searched = "terms.0.loss.two_bases.gamma" in trial.params
+        assert searched == (params.get("base") == "focal")
+    assert bases == {"plain", "focal"}
+    assert ("terms.0.loss.two_bases.gamma", "0.5 … 3, where base is focal") in space.describe()
+
+
+def test_a_condition_names_a_parameter_that_is_there() -> None:
+    with pytest.raises(PluginError, match="'gamma' is searched by the value of 'bas'"):
+
+        @lossearch.loss(task="multiclass")
+        def misspelt(
+            logits: Tensor, *, gamma: Annotated[float, Range(0.5, 3.0), When(bas="focal")] = 2.0
+        ) -> Tensor:
+            "Misspelt."
+            return logits[:, 0]

@@ -12,7 +12,7 @@ from lossearch.components.decorators import (
     reweighting,
 )
 from lossearch.components.fields import FIELDS, TASKS
-from lossearch.components.params import ByTask, Choices, Given, Range
+from lossearch.components.params import ByTask, Choices, Given, Range, When
 from lossearch.components.tensors import raise_precision, readable
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Given",
     "Paper",
     "Range",
+    "When",
     "balancer",
     "component_of",
     "dataset",

@@ -74,6 +74,20 @@ class ByTask:
         object.__setattr__(self, "values", types.MappingProxyType(values))
 
 
+@dataclass(frozen=True, init=False)
+class When:
+    """Searched only where other parameters have these values: ``When(base="focal")``.
+
+    A tuple means any of its values.
+    """
+
+    values: Mapping[str, tuple[Any, ...]]
+
+    def __init__(self, **values: Any) -> None:
+        each = {k: v if isinstance(v, tuple) else (v,) for k, v in values.items()}
+        object.__setattr__(self, "values", types.MappingProxyType(each))
+
+
 WHOLE_BATCH = "batch"
 
 
@@ -92,6 +106,7 @@ class Signature:
     domains: Mapping[str, Domain]
     facts: Mapping[str, str]
     by_task: Mapping[str, Mapping[str, Any]]
+    conditions: Mapping[str, Mapping[str, tuple[Any, ...]]]
     whole_batch: bool = False
 
 
@@ -122,6 +137,7 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
     domains: dict[str, Domain] = {}
     facts: dict[str, str] = {}
     by_task: dict[str, Mapping[str, Any]] = {}
+    conditions: dict[str, Mapping[str, tuple[Any, ...]]] = {}
     for parameter in inspect.signature(hyper).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             if isinstance(target, type) and parameter.name != "self":
@@ -142,6 +158,8 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
                 facts[parameter.name] = mark.fact
             elif isinstance(mark, ByTask):
                 by_task[parameter.name] = mark.values
+            elif isinstance(mark, When):
+                conditions[parameter.name] = mark.values
         if default is ... and parameter.name not in facts:
             raise PluginError(f"{name}: hyperparameter '{parameter.name}' has no default")
     params: type[BaseModel] = create_model(
@@ -156,7 +174,16 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
         ),
         **declared,
     )
-    signature = Signature(required, optional, params, domains, facts, by_task, whole_batch)
+    for parameter, condition in conditions.items():
+        for other in condition:
+            if other not in declared or other in conditions:
+                raise PluginError(
+                    f"{name}: '{parameter}' is searched by the value of '{other}', which "
+                    "is no parameter, or depends on others itself"
+                )
+    signature = Signature(
+        required, optional, params, domains, facts, by_task, conditions, whole_batch
+    )
     _check_domains(name, signature)
     return signature
 

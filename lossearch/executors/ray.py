@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from typing import Any
 
@@ -133,7 +134,10 @@ class RayExecutor:
             "include_dashboard": False,
         }
         address = self.config.address
+        silent = address is not None and not _answers(address)
         try:
+            if silent:  # Ray itself would wait for minutes
+                raise ConnectionError("nothing listens there")
             if address is None:
                 ray.init(address="local", **quiet)
             else:
@@ -180,6 +184,18 @@ class RayExecutor:
     def _stop(self) -> None:
         if self._started and ray.is_initialized():
             ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at ``host:port``; of other forms (``auto``) Ray has to say."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _quietly(call: Any) -> None:

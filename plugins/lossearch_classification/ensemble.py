@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 import lossearch
-from lossearch import Bound, ByTask, Choices, Component, Given, loss
+from lossearch import Bound, ByTask, Choices, Component, Given, When, loss
 from lossearch.errors import ParameterError
 
 _DECAY = 0.99
@@ -107,7 +107,7 @@ class LossEnsemble(nn.Module):
         ] = ("cross_entropy", "focal"),
         weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None,
         mode: Annotated[Literal["draw", "mean"], Choices()] = "draw",
-        draw_every: Annotated[Literal["step", "epoch"], Choices()] = "step",
+        draw_every: Annotated[Literal["step", "epoch"], Choices(), When(mode="draw")] = "step",
         normalize: bool = False,
         study_task: Annotated[
             Task | None,

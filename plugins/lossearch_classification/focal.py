@@ -15,7 +15,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from lossearch import ByTask, Choices, Paper, Range, loss
+from lossearch import ByTask, Choices, Paper, Range, When, loss
 from lossearch.components import raise_precision
 from lossearch.errors import ParameterError
 from lossearch_classification._shared import (
@@ -139,9 +139,14 @@ def poly_loss(
     *,
     epsilon: Annotated[float | list[float], AfterValidator(_epsilon), Range(-1.0, 6.0)] = 1.0,
     base: Annotated[Literal["cross_entropy", "focal"], Choices()] = "cross_entropy",
-    gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0)] = 2.0,
+    gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0), When(base="focal")] = 2.0,
     alpha: Alpha = None,
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), Range(0.0, 0.2)] = 0.0,
+    label_smoothing: Annotated[
+        float,
+        Field(ge=0, lt=1),
+        Range(0.0, 0.2),
+        When(base="cross_entropy", mode="softmax"),
+    ] = 0.0,
     mode: Mode = "softmax",
     label_reduction: LabelReduction = "mean",
 ) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from lossearch import ByTask, Choices, Paper, Range, loss
+from lossearch import ByTask, Choices, Paper, Range, When, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
@@ -145,15 +145,21 @@ def ldam(
     step: int | None = None,
     total_steps: int | None = None,
     *,
-    max_margin: Annotated[float, Field(ge=0), Range(0.1, 1.0)] = 0.5,
-    scale: Annotated[float, Field(gt=0), Range(8.0, 64.0, log=True)] = 30.0,
-    beta: Annotated[float, Field(ge=0, lt=1), Choices(0.9, 0.99, 0.999, 0.9999)] = 0.9999,
-    drw_start: Annotated[float | None, Field(ge=0, le=1), Range(0.3, 1.0)] = 0.8,
+    max_margin: Annotated[float, Field(ge=0), Range(0.1, 1.0), When(mode="multiclass")] = 0.5,
+    scale: Annotated[
+        float, Field(gt=0), Range(8.0, 64.0, log=True), When(mode="multiclass")
+    ] = 30.0,
+    beta: Annotated[
+        float, Field(ge=0, lt=1), Choices(0.9, 0.99, 0.999, 0.9999), When(mode="multiclass")
+    ] = 0.9999,
+    drw_start: Annotated[
+        float | None, Field(ge=0, le=1), Range(0.3, 1.0), When(mode="multiclass")
+    ] = 0.8,
     mode: Annotated[
         Literal["multiclass", "multilabel"],
         ByTask(multiclass="multiclass", multilabel="multilabel"),
     ] = "multiclass",
-    margin_scale: Annotated[float, Field(ge=0), Range(0.5, 10.0)] = 3.0,
+    margin_scale: Annotated[float, Field(ge=0), Range(0.5, 10.0), When(mode="multilabel")] = 3.0,
 ) -> Tensor:
     r"""LDAM: rarer classes get wider margins (as :math:`n_c^{-1/4}`), and later more weight.
 

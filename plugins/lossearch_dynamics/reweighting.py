@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from lossearch import Choices, Paper, Range, reweighting
+from lossearch import Choices, Paper, Range, When, reweighting
 from lossearch.components import raise_precision
 from lossearch.errors import FieldError, ParameterError
 from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch
@@ -128,7 +128,9 @@ def dynamic_loss(
     delta: Annotated[float, Field(gt=0)] = 1.0,
     anneal: Annotated[Literal["none", "linear", "cosine"], Choices()] = "none",
     temperature_start: Annotated[float, Field(gt=0)] = 10.0,
-    anneal_fraction: Annotated[float, Field(ge=0, le=1), Range(0.0, 0.5)] = 0.1,
+    anneal_fraction: Annotated[
+        float, Field(ge=0, le=1), Range(0.0, 0.5), When(anneal=("linear", "cosine"))
+    ] = 0.1,
 ) -> Tensor:
     r"""Weight by where a loss lies in its batch, :math:`w_i = B\,\mathrm{softmax}_i(f(h_i)/r)`.
 

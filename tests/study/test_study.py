@@ -25,7 +25,8 @@ Ledger = Callable[[Path], list[dict[str, Any]]]
 def test_the_files(result: StudyResult, tmp_path: Path) -> None:
     assert result.folder == tmp_path / "runs" / "study"
     assert {p.name for p in result.folder.iterdir()} - {"checkpoints"} == {
-        "best.yaml", "ledger.jsonl", "objective.py", "report.html", "study.yaml", "verdict.json",
+        "best.yaml", "ledger.jsonl", "objective.py", "plots", "report.html", "study.yaml",
+        "verdict.json",
     }  # fmt: skip
     assert list((result.folder / "checkpoints").glob("*")) == []
     assert result.problems == []
