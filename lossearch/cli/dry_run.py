@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Column, Table
 
+from lossearch.cli.text import plain
 from lossearch.space import Value
 from lossearch.study.setup import Setup, set_up
 
@@ -35,7 +36,7 @@ def _space_table(setup: Setup) -> Table:
     place = Column("place", overflow="fold")
     table = Table(place, "values", title="the space", title_justify="left")
     for path, domain in setup.space.describe():
-        table.add_row(path, domain)
+        table.add_row(path, plain(domain))
     for name, node in setup.config.training.tuning().items():
         table.add_row(f"training.{name}", node.describe())
     return table

@@ -69,6 +69,7 @@ def show_space(
     from rich.console import Console
     from rich.table import Column, Table
 
+    from lossearch.cli.text import plain
     from lossearch.components import TASKS
     from lossearch.documents import parse_yaml
     from lossearch.errors import UnknownNameError, unknown
@@ -94,7 +95,7 @@ def show_space(
     place = Column("place", overflow="fold")
     table = Table(place, "values", title=f"for {chosen}", title_justify="left")
     for path, domain in compiled.describe():
-        table.add_row(path, domain)
+        table.add_row(path, plain(domain))
     out = Console(highlight=False)
     out.print(table)
     for left in compiled.left_out:

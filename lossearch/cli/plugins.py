@@ -150,6 +150,15 @@ def check(
         sys.exit(1)
 
 
+# What a component costs that says nothing of it.
+_USUAL = {
+    "loss": "one forward and backward of the loss itself",
+    "reweighting": "O(batch)",
+    "miner": "O(batch log batch)",
+    "balancer": "O(terms), one backward",
+}
+
+
 def describe(component: Component, registry: Registry) -> dict[str, Any]:
     """A component as plain data."""
     from lossearch.components import Choices
@@ -190,7 +199,7 @@ def describe(component: Component, registry: Registry) -> dict[str, Any]:
         "vmappable": component.vmappable,
         "stateful": component.stateful,
         "paper": str(component.paper) if component.paper else None,
-        "cost": component.cost,
+        "cost": component.cost or _USUAL.get(component.kind, ""),
         "parameters": rows,
     }
 

@@ -5,7 +5,9 @@
 The work: an MLP (64-128-10) on digits with 30 % label noise, generalized cross-entropy with q and
 the learning rate searched, no pruning, no confirmation, no tracking. Plain Optuna is what one
 would write by hand: `study.optimize` over a training loop. Every process uses one CPU thread; Ray
-uses as many workers as there are cores. Ray's start (once a study) is reported apart.
+uses as many workers as there are cores. Seconds run from the first proposal to the last result of
+the search, the start of Ray's workers included; what comes before (loading the data, starting Ray)
+is the column "start".
 """
 
 from __future__ import annotations
@@ -88,7 +90,6 @@ def study(executor: str, trials: int, epochs: int) -> tuple[float, float]:
             progress=False,
             on_event=listen,
         )
-    # the first result of a cold worker holds its start: measure from there on
     return (times[-1] - times[0]), times[0] - started
 
 
