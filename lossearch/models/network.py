@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,9 @@ class CosineHead(nn.Module):
 
     def __init__(self, num_features: int, num_outputs: int, scale: float) -> None:
         super().__init__()
-        self.scale = scale
+        # A buffer, so that heads of several scales stack; float64, to scale as the number would.
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
         # A linear layer's initial weight, so that one seed starts both heads alike.
         self.weight = nn.Linear(num_features, num_outputs, bias=False).weight
 
@@ -45,7 +48,7 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(embeddings), F.normalize(self.weight))
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={self.scale}"
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={float(self.scale)}"
 
 
 class Network(nn.Module):

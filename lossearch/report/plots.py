@@ -41,7 +41,7 @@ def write_plots(folder: Path, state: State, shapes: Mapping[str, Any] | None = N
         axes = figure.add_subplot()
         for role, color in _ROLES.items():
             own = [t for t in scored if t.role == role]
-            points = [t.number for t in own], [t.score for t in own]
+            points = [t.number for t in own], [t.score or 0.0 for t in own]
             axes.scatter(*points, s=14, c=color, label=role)
         best = max if maximizes(state) else min
         values = [t.score or 0.0 for t in scored if t.status == "finished"]

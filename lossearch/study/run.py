@@ -7,6 +7,7 @@ from typing import Any
 
 from lossearch.feasibility import objective_problems
 from lossearch.report.text import verdict_text
+from lossearch.spec import ObjectiveSpec
 from lossearch.study.confirm import (
     best_first,
     confirmation_seeds,
@@ -18,7 +19,9 @@ from lossearch.study.folder import Folder
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult, Unit
 from lossearch.training.trainer import facts_of
+from lossearch.trials.fingerprint import fingerprint
 from lossearch.trials.ledger import Ledger, Row, State, Trial, apply
+from lossearch.trials.preflight import preflight
 from lossearch.trials.proposer import Proposal
 
 Listener = Callable[[State, Row], None]
@@ -40,6 +43,13 @@ class Run:
         self.proposer = setup.proposer()
         self.proposer.restore(state.trials.values())
         self.rungs = setup.rungs
+        self.probe, self.bf16 = setup.probe(), setup.bf16
+        self.known = setup.fingerprints()
+        for trial in state.trials.values():
+            if trial.status != "rejected":
+                spec = ObjectiveSpec.parse(trial.objective)
+                found = fingerprint(spec, setup.registry, self.probe)
+                self.known.add(trial.number, spec, found, trial.training)
         self.maximize = setup.metric.maximize
         self._units = 0
         self._flying: set[tuple[int, int]] = set()  # (trial, seed) of the jobs handed out
@@ -121,12 +131,32 @@ class Run:
             {**facts_of(self.setup.data), "seed": self.setup.config.seed},
         )
         what = self._describe(number, proposal)
-        if problems:
-            self.record("rejected", **what, reason="infeasible", detail="; ".join(problems))
+        why = (
+            {"reason": "infeasible", "detail": "; ".join(problems)}
+            if problems
+            else self._refusal(number, proposal)
+        )
+        if why:
+            self.record("rejected", **what, **why)
         else:
             self.record("proposed", **what)
         self.proposer.register(self.state.trials[number])
         return self.state.trials[number]
+
+    def _refusal(self, number: int, proposal: Proposal) -> dict[str, Any]:
+        """Why a proposal is not trained: it cannot teach, or repeats a trial; else nothing."""
+        spec, registry = proposal.objective, self.setup.registry
+        found = fingerprint(spec, registry, self.probe)
+        if proposal.role != "baseline":  # what everything is measured against is always trained
+            refused = preflight(spec, registry, self.probe, self.setup.metric, bf16=self.bf16)
+            if refused:
+                return {"reason": refused.reason, "detail": refused.detail}
+            twin = self.known.equal(spec, found, proposal.training)
+            if twin:
+                detail = f"equals {twin.label} (trial {twin.trial})"
+                return {"reason": "equal", "detail": detail, "equals": twin.trial}
+        self.known.add(number, spec, found, proposal.training)
+        return {}
 
     def _describe(self, number: int, proposal: Proposal) -> dict[str, Any]:
         return {

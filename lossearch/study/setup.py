@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lossearch import registry as registries
@@ -22,6 +24,9 @@ from lossearch.spec import ComponentSpec
 from lossearch.study.config import StudyConfig
 from lossearch.training import Recipe
 from lossearch.training.providers import available_fields
+from lossearch.training.trainer import pick_device, pick_precision
+from lossearch.trials.fingerprint import Fingerprints
+from lossearch.trials.probe import Probe
 from lossearch.trials.proposer import Proposer
 from lossearch.trials.rungs import Rungs
 
@@ -71,6 +76,31 @@ class Setup:
             maximize=self.metric.maximize,
             seed=self.config.seed,
         )
+
+    def probe(self) -> Probe:
+        """What objectives are looked at on, before they train."""
+        info, training = self.data.info, self.config.training
+        return Probe.make(
+            info.task,
+            num_classes=info.num_classes,
+            class_counts=info.class_counts,
+            train_size=info.train_size,
+            total_steps=math.ceil(info.train_size / training.batch_size) * training.epochs,
+            seed=self.config.seed,
+        )
+
+    @property
+    def bf16(self) -> bool:
+        """Whether trials train in bfloat16, as far as this machine can tell."""
+        training = self.config.training
+        chosen = pick_precision(training.precision, pick_device(training.device))
+        return chosen is torch.bfloat16
+
+    def fingerprints(self) -> Fingerprints:
+        """An empty index; clipping, and SGD, make the factor of an objective matter."""
+        training = self.config.training
+        free = training.optimizer != "sgd" and training.clip_norm is None
+        return Fingerprints(scale_free=free)
 
     def recipe(self, checkpoints: Path) -> Recipe:
         return Recipe(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +26,12 @@ from lossearch.models import ModelConfig
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
+from lossearch.training.choice import Choice
+from lossearch.training.cohort import Cohort, Member
 from lossearch.training.config import TrainingConfig
-from lossearch.training.trainer import CurveRow, Diverged, Trainer
+from lossearch.training.groups import stack_problem
+from lossearch.training.plan import CurveRow, Diverged, Plan
+from lossearch.training.trainer import Trainer
 
 _TORCH = Path(nn.__file__).parents[1]
 Reason = Literal["diverged", "out_of_memory", "infeasible", "error", "worker_died"]
@@ -103,32 +109,133 @@ class Workbench:
             for m in recipe.metrics
         }
         self.first = next(iter(self.metrics.values()))
+        self.plan = Plan(
+            recipe.data, recipe.model, recipe.training, self.first, registry, recipe.providers
+        )
+        self.choice = Choice(self.plan)
+        made = (registry.get(p.name, "provider").gives for p in recipe.providers)
+        self._provided = frozenset(name for names in made for name in names)
 
     def run(self, unit: Unit) -> list[JobResult]:
-        """Train every job of a unit; a job that fails is a result, never an exception."""
+        """Train every job of a unit; a job that fails is a result, never an exception.
+
+        Jobs that can be stacked, and are faster so, are trained together.
+        """
         torch.set_num_threads(self.recipe.training.threads)
-        return [self._run(job) for job in unit.jobs]
+        results: dict[int, JobResult] = {}
+        if len(unit.jobs) > 1 and self.choice.pays(len(unit.jobs)):
+            self._run_cohorts(dict(enumerate(unit.jobs)), results)
+        return [
+            results[i] if i in results else self._run(job) for i, job in enumerate(unit.jobs)
+        ]
+
+    def preferred_size(self) -> int:
+        """How many jobs a unit should hold for this model; measured once."""
+        torch.set_num_threads(self.recipe.training.threads)
+        return self.choice.preferred()
+
+    def stack_problem(self, job: Job) -> str | None:
+        """Why a job trains alone, or ``None`` where it can join a cohort."""
+        self.choice.gain(2)
+        if self.choice.problem is not None:
+            return self.choice.problem
+        with torch.random.fork_rng():
+            objective = self.plan.objective(ObjectiveSpec.parse(job.objective), job.seed)
+        return stack_problem(objective, self._provided)
+
+    # --- cohorts ---------------------------------------------------------------------------
+
+    def _run_cohorts(self, jobs: dict[int, Job], results: dict[int, JobResult]) -> None:
+        """Train what stacks, and add its results; what is left out trains alone."""
+        streams: dict[Any, dict[int, Member]] = {}
+        for i, job in jobs.items():
+            member = self._member(job)
+            if member is not None:
+                streams.setdefault((job.until, member.stream), {})[i] = member
+        for (until, _), members in streams.items():
+            numbers = list(members)
+            while numbers:  # memory may refuse a size on the way
+                size = self.choice.most
+                part = {i: members.pop(i) for i in numbers[:size]}
+                numbers = numbers[size:]
+                if self.choice.pays(len(part)):
+                    self._run_cohort({i: jobs[i] for i in part}, part, until, results)
+
+    def _member(self, job: Job) -> Member | None:
+        """The job as a member of a cohort; None where it must train alone."""
+        try:
+            with _quietly():
+                spec = ObjectiveSpec.parse(job.objective)
+                member = Member(
+                    self.plan, spec, job.values, job.seed, self._path(job), test=job.test
+                )
+        except Exception:  # alone it will say why
+            return None
+        return None if stack_problem(member.objective, self._provided) else member
+
+    def _run_cohort(
+        self,
+        jobs: dict[int, Job],
+        members: dict[int, Member],
+        until: int,
+        results: dict[int, JobResult],
+    ) -> None:
+        started = time.perf_counter()
+        halve = False
+        try:
+            with _quietly():
+                Cohort(self.plan, list(members.values()), self.metrics).run(until)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self.choice.refuse(len(members))
+            halve = True
+        except Exception as error:  # a model that a stack cannot follow; its jobs train alone
+            self.choice.problem = f"the model cannot be stacked: {_where(error)}"
+        rest = time.perf_counter() - started - sum(m.seconds for m in members.values())
+        for i, member in members.items():
+            if member.over:
+                results[i] = self._result(jobs[i], member, rest / len(members))
+        if halve and self.choice.most > 1:
+            # from the checkpoints that they started from
+            self._run_cohorts({i: j for i, j in jobs.items() if i not in results}, results)
+
+    def _result(self, job: Job, member: Member, seconds: float) -> JobResult:
+        result = JobResult(job.trial, job.seed, curve=member.curve, done=member.done)
+        result.epoch = int(member.curve[-1]["epoch"]) if member.curve else 0
+        result.seconds = member.seconds + seconds
+        result.metrics, result.test = member.metrics, member.tested
+        result.score = member.metrics.get(self.first.component.name)
+        if member.error is not None:
+            self._fail(job, result, member.error)
+        return result
+
+    # --- one job ---------------------------------------------------------------------------
+
+    def _path(self, job: Job) -> Path:
+        return self.recipe.checkpoints / f"{job.name}.pt"
+
+    def _fail(self, job: Job, result: JobResult, error: Exception) -> None:
+        """Say in a result why its job failed."""
+        if isinstance(error, Diverged):
+            result.reason, result.detail = "diverged", str(error)
+        elif isinstance(error, torch.cuda.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            result.reason, result.detail = "out_of_memory", str(error).splitlines()[0]
+        elif isinstance(error, LossearchError):
+            result.reason, result.detail = "infeasible", str(error)
+        else:
+            result.reason, result.detail = "error", _where(error)
+        result.done, result.score = True, None
+        self._path(job).unlink(missing_ok=True)
 
     def _run(self, job: Job) -> JobResult:
         started = time.perf_counter()
         result = JobResult(job.trial, job.seed)
         try:
-            # the caller's own random draws go on as if nothing had been trained
-            with torch.random.fork_rng(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a hundred trials must not warn a hundred times
+            with _quietly():
                 self._train(job, result)
-        except Diverged as error:
-            result.reason, result.detail = "diverged", str(error)
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            result.reason, result.detail = "out_of_memory", str(error).splitlines()[0]
-        except LossearchError as error:
-            result.reason, result.detail = "infeasible", str(error)
         except Exception as error:  # a bad loss must not cost the worker
-            result.reason, result.detail = "error", _where(error)
-        if result.reason is not None:
-            result.done, result.score = True, None
-            (self.recipe.checkpoints / f"{job.name}.pt").unlink(missing_ok=True)
+            self._fail(job, result, error)
         result.seconds = time.perf_counter() - started
         return result
 
@@ -145,7 +252,7 @@ class Workbench:
             job.seed,
             recipe.providers,
         )
-        path = recipe.checkpoints / f"{job.name}.pt"
+        path = self._path(job)
         if path.exists():
             trainer.load(path)
         result.epoch, result.curve = trainer.epoch, trainer.curve
@@ -163,6 +270,14 @@ class Workbench:
             result.test = trainer.measure("test", self.metrics)
         if result.done:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The caller's own random draws go on as if nothing had been trained."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a hundred trials must not warn a hundred times
+        yield
 
 
 def _where(error: Exception) -> str:

@@ -12,7 +12,7 @@ Events and their own keys (each line also has ``event`` and ``time``, seconds si
 ``finished``   trial, score, metrics, epochs, seconds
 ``pruned``     trial, epoch, score
 ``failed``     trial, reason, detail, epoch
-``rejected``   trial, reason, detail, and what ``proposed`` has
+``rejected``   trial, reason, detail, equals (a trial that it repeats), and what ``proposed`` has
 ``confirmed``  trial, seed, validation, test (metric -> value), curve, seconds
 ``verdict``    the content of verdict.json
 ``ended``      status (``complete``, ``interrupted`` or ``failed``)
@@ -164,6 +164,7 @@ class Trial:
     rungs: dict[int, float] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
+    equals: int | None = None
     started: float = 0.0
     ended: float = 0.0
 
@@ -274,6 +275,7 @@ def apply(state: State, row: Row) -> None:
 def _end(trial: Trial, row: Row, status: Status) -> None:
     trial.status = status
     trial.reason = row.get("reason", "")
+    trial.equals = row.get("equals")
     trial.detail = row.get("detail", "")
     trial.epoch = row.get("epochs", row.get("epoch", trial.epoch)) or trial.epoch
     trial.ended = row["time"]

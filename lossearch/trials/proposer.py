@@ -6,7 +6,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -140,10 +140,13 @@ class Proposer:
 
     def _known(self, number: int, trial: Trial) -> FrozenTrial:
         """A trial as Optuna keeps it, made anew only when something has become of it."""
-        stage = (trial.status, len(trial.rungs))
+        # what repeats a trial has its fate: the sampler learns its score at these parameters too
+        fate = trial if trial.equals is None else self._trials[trial.equals]
+        stage = (fate.status, len(fate.rungs))
         cached = self._frozen.get(number)
         if cached is None or cached[0] != stage:
-            frozen = _frozen(trial, self._attributes.get(number))
+            own = {"params": trial.params, "distributions": trial.distributions}
+            frozen = _frozen(replace(fate, **own), self._attributes.get(number))
             frozen.number = number + 1  # the trial that is asked for has the number 0
             cached = self._frozen[number] = (stage, frozen)
         return cached[1]

@@ -127,7 +127,8 @@ def test_mlflow_says_what_the_ledger_says(folder: Path) -> None:
         if r.data.tags.get("lossearch.role") not in (None, "confirmation")
     )
     assert by_trial == {str(i): 1 for i in range(14)}
-    ledger = {r["trial"]: r["event"] for r in rows(folder) if r["event"] in ("finished", "pruned")}
+    ends = ("finished", "pruned", "failed", "rejected")
+    ledger = {r["trial"]: r["event"] for r in rows(folder) if r["event"] in ends}
     for run in runs:
         trial = run.data.tags.get("lossearch.trial")
         if trial is not None and run.data.tags["lossearch.role"] != "confirmation":

@@ -218,7 +218,8 @@ def test_no_rungs_and_no_tracking_are_the_same_after_a_resume(
     assert again.search.rungs is None and again.tracking is None
     assert again == config.model_copy(update={"output": str(Path("out").resolve())})
     found = resume("out")
-    assert {t.status for t in found.trials} == {"finished"}
+    trained = {t.status for t in found.trials if t.reason != "equal"}
+    assert trained == {"finished"}
     assert not Path("mlflow.db").exists()
 
 

@@ -149,8 +149,11 @@ def test_objectives_that_fail_are_rows_and_not_the_end(write_study: Write, tmp_p
     reasons = Counter((t.reason, t.objective["terms"][0]["loss"]["name"]) for t in found.trials)
     assert reasons["error", "raises"] > 0 and reasons["diverged", "nan_loss"] > 0
     own = sum(t.role == "baseline" for t in found.trials)
+    failed = sum(t.status == "failed" for t in found.trials)
+    assert {t.reason for t in found.trials if t.status == "rejected"} <= {"equal"}
     assert found.verdict["counts"] == {
-        "finished": own, "pruned": 0, "failed": 12 - own, "rejected": 0, "running": 0,
+        "finished": own, "pruned": 0, "failed": failed, "rejected": 12 - own - failed,
+        "running": 0,
     }  # fmt: skip
     assert (found.recommend, found.verdict["winner"]) == ("baseline", None)
     assert found.verdict["reason"] == "no other objective finished"
@@ -167,23 +170,64 @@ def test_a_baseline_that_never_finishes_is_said(write_study: Write, tmp_path: Pa
     assert found.verdict["reason"] == "no trial of the baseline finished"
 
 
+def test_what_cannot_teach_is_refused_before_it_trains(
+    write_study: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    space = {"terms": [{"loss": {"choice": ["nan_at_once", "upside_down", "focal"]}}]}
+    found = start(read_study(write_study(plugins=["bad.py"], space=space)))
+    refused = {
+        (t.objective["terms"][0]["loss"]["name"], t.reason)
+        for t in found.trials
+        if t.status == "rejected" and t.reason != "equal"
+    }
+    assert refused == {("nan_at_once", "not_finite"), ("upside_down", "wrong_sign")}
+    assert {t.status for t in found.trials if t.label.startswith(("nan", "up"))} == {"rejected"}
+
+
+def test_a_repeated_objective_takes_the_fate_of_its_twin(write_study: Write) -> None:
+    """Focal loss with exponent 0 is the baseline: it costs nothing and says what it equals."""
+    space = {"terms": [{"loss": {"choice": [{"name": "focal", "gamma": 0.0}, "poly_loss"]}}]}
+    found = start(read_study(write_study(space=space)))
+    same = [t for t in found.trials if t.reason == "equal"]
+    assert same and all(t.status == "rejected" and t.equals is not None for t in same)
+    first = min(same, key=lambda t: t.number)
+    assert first.label == "focal(gamma=0)"
+    assert first.detail == f"equals cross_entropy (trial {first.equals})"
+
+
 BAD = '''
 import torch.nn.functional as F
 import lossearch
 
+def ce(logits, targets):
+    return F.cross_entropy(logits, targets, reduction="none")
+
 @lossearch.loss(task="multiclass")
 def raises(logits, targets):
-    """Raises."""
-    raise ValueError("on purpose")
+    """Raises on the batches of training, which are smaller than the probe."""
+    if len(logits) < 64:
+        raise ValueError("on purpose")
+    return ce(logits, targets)
 
 @lossearch.loss(task="multiclass")
 def nan_loss(logits, targets):
+    """NaN on the batches of training."""
+    return ce(logits, targets) * (float("nan") if len(logits) < 64 else 1.0)
+
+@lossearch.loss(task="multiclass")
+def nan_at_once(logits, targets):
     """NaN."""
-    return F.cross_entropy(logits, targets, reduction="none") * float("nan")
+    return ce(logits, targets) * float("nan")
+
+@lossearch.loss(task="multiclass")
+def upside_down(logits, targets):
+    """The wrong sign."""
+    return -ce(logits, targets)
 
 @lossearch.hookimpl
 def register_losses():
-    return [raises, nan_loss]
+    return [raises, nan_loss, nan_at_once, upside_down]
 '''
 
 
@@ -201,5 +245,6 @@ def test_trials_rejected_before_training_are_told(write_study: Write, ledger: Le
     assert {len(t.objective["terms"]) for t in found.trials} == {1, 2}
     assert all("balancer" not in t.objective or len(t.objective["terms"]) == 2
                for t in found.trials)  # fmt: skip
-    assert {t.status for t in found.trials} <= {"finished", "pruned"}
+    trained = {t.status for t in found.trials if t.reason != "equal"}
+    assert trained <= {"finished", "pruned"}
     assert [r["event"] for r in ledger(found.folder)][-2:] == ["verdict", "ended"]

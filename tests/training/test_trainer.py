@@ -118,7 +118,7 @@ def test_objectives_start_from_the_same_weights_and_see_the_same_order(
 
 
 def factors(trainer: Trainer) -> list[float]:
-    return [trainer._factor(step) for step in range(trainer.total_steps)]
+    return [trainer.plan.factor(step) for step in range(trainer.total_steps)]
 
 
 def test_schedules(make_trainer: Make) -> None:

@@ -1,0 +1,138 @@
+"""Whether a stack pays for a model here, and how large: measured, on copies, not guessed."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from lossearch.training.plan import Plan
+from lossearch.training.stacked import Stack, sample_of
+
+WORTH = 1.1  # a stack must be faster than one after the other by more than the noise
+_SIZES = {"cpu": (4, 8, 16, 32), "cuda": (4, 8, 16, 32, 64, 128)}
+_SECONDS = 0.5  # enough time to measure one thing
+_SAME = 1e-3
+
+
+class Choice:
+    """What was measured of the stacks of one plan.
+
+    Attributes:
+        problem: Why this model cannot be stacked, in words, or ``None``.
+        most: The largest size that memory has not refused.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.problem: str | None = None
+        self.most = max(_SIZES["cuda"])
+        self._gains: dict[int, float] = {}
+        self._alone: float | None = None
+        self._preferred: int | None = None
+
+    def pays(self, size: int) -> bool:
+        """Whether this many jobs are done sooner as a stack than one after the other."""
+        return size > 1 and self.gain(min(size, self.most)) >= WORTH
+
+    def preferred(self) -> int:
+        """How many jobs a unit should hold; 1 where a stack does not pay."""
+        if self._preferred is None:
+            best, size = 1.0, 1
+            for each in _SIZES[self.plan.device.type]:
+                gain = self.gain(each)
+                if gain < WORTH:
+                    break
+                if gain > 1.1 * best:  # a larger one that gains little only costs memory
+                    best, size = gain, each
+            self._preferred = size
+        return min(self._preferred, self.most)
+
+    def gain(self, size: int) -> float:
+        """The time of so many single steps over that of a stacked one; 0 where it fails."""
+        bucket = 1 << (size.bit_length() - 1)
+        if self.problem is not None:
+            return 0.0
+        if bucket not in self._gains:
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._gains[bucket] = self._measure(bucket)
+        return self._gains[bucket]
+
+    def refuse(self, size: int) -> None:
+        """Memory does not hold this many."""
+        self.most = max(1, min(self.most, size // 2))
+
+    def _measure(self, size: int) -> float:
+        plan = self.plan
+        try:
+            network = plan.network(0).to(plan.device)
+            batch = next(iter(plan.data.train.batches(
+                plan.training.batch_size, device=plan.device
+            )))  # fmt: skip
+            inputs = batch["inputs"]
+            stack = Stack(network, size, plan.training, sample_of(plan))
+            if self._alone is None:
+                self._check(stack, inputs)
+                self._alone = self._time(self._single(inputs))
+            stack.train()
+            return size * self._alone / self._time(lambda: self._stacked(stack, inputs))
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self.refuse(size)
+            return 0.0
+        except Exception as error:  # whatever the model does that a stack of it cannot
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            self.problem = f"the model cannot be stacked: {line}"
+            return 0.0
+
+    def _check(self, stack: Stack, inputs: torch.Tensor) -> None:
+        """A stack must score as the network does."""
+        network = self.plan.network(0).to(self.plan.device).eval()
+        with torch.no_grad():
+            expected = network(inputs[:8])["logits"]
+        found = stack.evaluate(inputs[:8])
+        for row in (found[0], found[-1]):
+            if not torch.allclose(row, expected, rtol=_SAME, atol=_SAME):
+                raise ValueError("stacked, it gives other outputs than alone")
+
+    def _single(self, inputs: torch.Tensor) -> Callable[[], None]:
+        network = self.plan.network(0).to(self.plan.device).train()
+        weights = [p for p in network.parameters() if p.requires_grad]
+        optimizer = self.plan.optimizer(list(weights), [], {"lr": 1e-4, "weight_decay": 0.0})
+
+        def step() -> None:
+            with self.plan.autocast():
+                logits = network(inputs)["logits"]
+                optimizer.zero_grad()
+                logits.float().square().mean().backward()
+            optimizer.step()
+
+        return step
+
+    def _stacked(self, stack: Stack, inputs: torch.Tensor) -> None:
+        rows = range(stack.size)
+        with self.plan.autocast():
+            outputs = stack(inputs)
+            logits = outputs["logits"].detach().requires_grad_()
+            logits.float().square().mean().backward()
+            assert logits.grad is not None
+            stack.backward(outputs, {"logits": logits.grad}, [frozenset(("logits",))] * len(rows))
+        stack.step([1e-4 for _ in rows], [0.0 for _ in rows])
+
+    def _time(self, step: Callable[[], None]) -> float:
+        """Seconds of a step, the shortest of a few; the first one warms up."""
+        best, started = float("inf"), time.perf_counter()
+        for repeat in range(20):
+            begin = time.perf_counter()
+            step()
+            if self.plan.device.type == "cuda":
+                torch.cuda.synchronize(self.plan.device)
+            now = time.perf_counter()
+            if repeat or now - started > _SECONDS:
+                best = min(best, now - begin)
+            if now - started > _SECONDS:
+                break
+        return best
