@@ -84,8 +84,9 @@ class Proposer:
 
     def next_role(self) -> Role:
         """Whose turn it is."""
-        per_loss = Counter(_main_loss(t) for t in self._trials if t.role != "baseline")
-        own, most = len(self._trials) - per_loss.total(), max(per_loss.values(), default=0)
+        trained = [t for t in self._trials if t.status != "rejected"]
+        per_loss = Counter(_main_loss(t) for t in trained if t.role != "baseline")
+        own, most = len(trained) - per_loss.total(), max(per_loss.values(), default=0)
         # the last trial of all could only put a loss ahead
         if own == 0 or own < most or (self.left == 1 and own == most):
             return "baseline"
