@@ -52,7 +52,16 @@ class MlflowTracker(Writer):
     """
 
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
+        _load()
         super().__init__(_Store(_absolute(uri), experiment), folder)
+
+
+def _load() -> None:
+    """Import MLflow, quietly, in the caller's thread: its modules import each other in circles,
+    and two threads that import at once meet half-made ones."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow.tracking  # noqa: F401
 
 
 @dataclass
@@ -97,8 +106,7 @@ class _Store:
         """Load MLflow, quietly, and find or make the experiment."""
         if self._experiment_id:
             return
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
+        _load()
         from mlflow import MlflowClient
 
         for name in ("alembic", "urllib3.connectionpool"):  # migrations; every single retry
