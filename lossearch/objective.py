@@ -302,6 +302,14 @@ def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
+def cosine_scale(objective: Objective) -> float | None:
+    """The scale of the first margin loss (one that reads the classifier's weight), if any."""
+    for module in objective.modules():
+        if isinstance(module, Bound) and "weight" in module.component.reads(module.params):
+            return float(getattr(module.params, "scale", 1.0))
+    return None
+
+
 def load_objective(path: str | Path, *, registry: Registry | None = None) -> Objective:
     """An objective from a study's folder, its ``best.yaml``, or an exported ``objective.yaml``.
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lossearch.components import Bound
+from lossearch.objective import cosine_scale
 from lossearch.spec import ObjectiveSpec
 from lossearch.training import checkpoint
 from lossearch.training.evaluate import score
 from lossearch.training.groups import OUTPUTS, Group, Part, Slice, signature
-from lossearch.training.plan import Plan, Progress, cosine_scale
+from lossearch.training.plan import Plan, Progress
 from lossearch.training.stacked import Outputs, Stack, sample_of
 
 

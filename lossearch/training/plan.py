@@ -189,14 +189,6 @@ def facts_of(data: Data) -> dict[str, Any]:
     }
 
 
-def cosine_scale(objective: Objective) -> float | None:
-    """The scale of the first margin loss (one that reads the classifier's weight), if any."""
-    for module in objective.modules():
-        if isinstance(module, Bound) and "weight" in module.component.reads(module.params):
-            return float(getattr(module.params, "scale", 1.0))
-    return None
-
-
 def pick_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one."""
     if name == "auto":

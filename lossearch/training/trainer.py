@@ -11,6 +11,7 @@ from torch import nn
 from lossearch.components import Bound
 from lossearch.data import Data
 from lossearch.models import ModelConfig
+from lossearch.objective import cosine_scale
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.training import checkpoint
@@ -21,7 +22,6 @@ from lossearch.training.plan import (
     Diverged,
     Plan,
     Progress,
-    cosine_scale,
     facts_of,
     pick_device,
     pick_precision,
@@ -32,7 +32,6 @@ __all__ = [
     "CurveRow",
     "Diverged",
     "Trainer",
-    "cosine_scale",
     "facts_of",
     "pick_device",
     "pick_precision",

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossearch.components import Bound
-from lossearch.objective import Objective
+from lossearch.objective import Objective, cosine_scale
 
 SAMPLES, WIDTH, EXTREME = 192, 16, 80.0
 MOST_TARGETS = 48  # of one row of outputs
@@ -299,14 +298,6 @@ def _extreme(probe: Probe) -> Tensor:
         free = (probe.embeddings @ probe.weight.T).sign()
     kinds = torch.stack([signs, -signs, signs.roll(1, -1), free])
     return EXTREME * kinds[torch.arange(len(signs)) % 4, torch.arange(len(signs))]
-
-
-def cosine_scale(objective: Objective) -> float | None:
-    """The scale of the first loss that reads the head's weight: its head gives cosines."""
-    for module in objective.modules():
-        if isinstance(module, Bound) and "weight" in module.component.reads(module.params):
-            return float(getattr(module.params, "scale", 1.0))
-    return None
 
 
 @contextmanager
