@@ -114,7 +114,8 @@ class Display:
 
 def _met(state: State) -> int:
     """How many trials have been trained to some rung, or have ended."""
-    return sum(bool(t.rungs) or t.status != "running" for t in state.trials.values())
+    counted = (t for t in state.trials.values() if t.control is None)  # those are not proposed
+    return sum(bool(t.rungs) or t.status != "running" for t in counted)
 
 
 def _time(seconds: float) -> str:

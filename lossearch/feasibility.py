@@ -14,6 +14,8 @@ from lossearch.spec import ObjectiveSpec
 
 # What the objective itself makes for the components that act on losses.
 INTERNAL = frozenset({"losses", "gradients", "selection"})
+# Stands among the fields where the embeddings are a frozen backbone's, which nothing changes.
+FIXED_EMBEDDINGS = "embeddings, fixed"
 
 
 def component_problem(
@@ -29,6 +31,11 @@ def component_problem(
             hint = did_you_mean(field, [*FIELDS, *available])
             return f"reads '{field}', which is not a known field{hint}"
         return f"reads '{field}' ({FIELDS[field][1]}), which nothing here provides"
+    learns = {"logits", "weight", "predictions"}
+    if component.kind == "loss" and FIXED_EMBEDDINGS in available:
+        reads = component.reads(params)
+        if "embeddings" in reads and not learns & reads:
+            return "acts on the embeddings alone, and those of a frozen backbone never change"
     return None
 
 

@@ -181,10 +181,12 @@ class Objective(nn.Module):
         values = [term(batch) for term in self.terms]
         weighted = self._weighted(values)
         if self.balancer is None:
-            return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
-        if self.at == "values":
-            return self.balancer({**batch, "losses": torch.stack(weighted)})
-        return self._at_output(batch, weighted)
+            value = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+        elif self.at == "values":
+            value = self.balancer({**batch, "losses": torch.stack(weighted)})
+        else:
+            value = self._at_output(batch, weighted)
+        return value if self.spec.scale == 1 else self.spec.scale * value
 
     def backward(self, batch: Batch, parameters: Iterable[Tensor]) -> Tensor:
         """Add the objective's gradient to ``.grad`` of the model's and its own parameters.
@@ -225,8 +227,9 @@ class Objective(nn.Module):
             plain = [gradient for row in rows if (gradient := row[i]) is not None]
             gradient = combined.get(i, sum(plain) if plain else None)
             if isinstance(gradient, Tensor):
+                gradient = gradient if self.spec.scale == 1 else self.spec.scale * gradient
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return values.sum()
+        return self.spec.scale * values.sum()
 
     def start_epoch(self, epoch: int) -> None:
         """Tell every component that an epoch begins."""

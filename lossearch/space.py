@@ -269,9 +269,15 @@ class Space:
 
     def references(self) -> Iterator[tuple[ObjectiveSpec, dict[str, Any]]]:
         """Each primary loss at its defaults (or what of the range is nearest), with its params."""
-        for part in self.terms[0].loss.parts:
-            trial = _Defaults(self, part.component.name)
-            yield self.suggest(trial), trial.params
+        from lossearch.space_points import references
+
+        return references(self)
+
+    def locate(self, spec: ObjectiveSpec) -> dict[str, Any] | None:
+        """The params at which the space suggests this objective; ``None`` where it never does."""
+        from lossearch.space_points import locate
+
+        return locate(self, spec)
 
     def describe(self) -> list[tuple[str, str]]:
         """Every choice with its domain, as ``(path, domain)`` rows."""
@@ -314,61 +320,6 @@ def _slot_rows(slot: Slot, path: str) -> list[tuple[str, str]]:
 def _where(condition: Mapping[str, tuple[Any, ...]]) -> str:
     each = [f"{k} is {' or '.join(map(str, v))}" for k, v in condition.items()]
     return f", where {' and '.join(each)}" if each else ""
-
-
-class _Defaults:
-    """Suggests each parameter's default, so that a reference is a point of the space."""
-
-    def __init__(self, space: Space, loss: str) -> None:
-        self.params: dict[str, Any] = {}
-        self._loss = loss
-        self._defaults: dict[str, Any] = {}
-        for path, node in _roots(space):
-            self._defaults.update(_defaults(path, node))
-
-    def _take(self, name: str, value: Any) -> Any:
-        self.params[name] = value
-        return value
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        default = self._defaults.get(name)
-        middle = (low * high) ** 0.5 if log else (low + high) / 2
-        chosen = float(default) if isinstance(default, (int, float)) else middle
-        return self._take(name, min(max(chosen, low), high))
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return int(self._take(name, round(self.suggest_float(name, low, high, log=log))))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        wanted = self._loss if name == "terms.0.loss" else self._defaults.get(name)
-        same = (c for c in choices if c == wanted and type(c) is type(wanted))
-        return self._take(name, next(same, choices[0]))
-
-
-def _roots(space: Space) -> Iterator[tuple[str, Any]]:
-    yield "balancer", space.balancer
-    for i, term in enumerate(space.terms):
-        for place in ("loss", "weight", "reweighting", "miner"):
-            yield f"terms.{i}.{place}", getattr(term, place)
-
-
-def _defaults(path: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """The default at each path that a node may ask a value for."""
-    if isinstance(node, Between):
-        yield path, node.default
-    elif isinstance(node, OneOf):
-        index = node.nearest()
-        yield path, node.names[index]
-        yield from _defaults(f"{path}.{index}", node.options[index])
-    elif isinstance(node, Part):
-        for name, inner in node.params.items():
-            yield from _defaults(f"{path}.{node.component.name}.{name}", inner)
-    elif isinstance(node, Members):
-        for i, part in enumerate(node.parts):
-            yield from _defaults(f"{path}.{i}", part)
-    elif isinstance(node, Slot):
-        for part in node.parts:
-            yield from _defaults(path, part)
 
 
 def _plain(value: Any) -> bool:

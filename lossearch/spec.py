@@ -54,12 +54,17 @@ class TermSpec(BaseModel):
 
 
 class ObjectiveSpec(BaseModel):
-    """A whole training objective; round-trips through YAML."""
+    """A whole training objective; round-trips through YAML.
+
+    Its ``scale`` multiplies all of it: a study sets it so that every objective begins with the
+    baseline's gradient norm (:mod:`lossearch.training.scale`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     task: Task
     terms: tuple[TermSpec, ...] = Field(min_length=1)
     balancer: ComponentSpec | None = None
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: Any) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class ObjectiveSpec(BaseModel):
             {k: v for k, v in t.items() if v is not None and (k, v) != ("weight", 1.0)}
             for t in document["terms"]
         ]
-        return {k: v for k, v in document.items() if v is not None}
+        return {k: v for k, v in document.items() if v is not None and (k, v) != ("scale", 1.0)}
 
     @classmethod
     def parse(cls, document: Any, where: str = "objective") -> ObjectiveSpec:

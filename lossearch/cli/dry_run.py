@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import optuna
 from rich.console import Console
 from rich.table import Column, Table
 
 from lossearch.cli.text import plain
+from lossearch.errors import LossearchError
 from lossearch.space import Value
 from lossearch.study.setup import Setup, set_up
+from lossearch.training import Job, Workbench
 
 if TYPE_CHECKING:
     from lossearch.study import StudyConfig
+
+STACK = 16  # trials, of a study that is large enough
+SAMPLES = 100  # objectives of the space that are looked at
 
 
 def show_plan(config: StudyConfig) -> None:
@@ -29,7 +36,42 @@ def show_plan(config: StudyConfig) -> None:
     out.print(_space_table(setup))
     for left in setup.space.left_out:
         out.print(f"left out: {left.what}: {left.why}")
-    show_cost(setup, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = setup.with_features(Path(scratch) / "study", lambda *_: None)
+        show_stacks(setup, out, Path(scratch))
+        show_cost(setup, out)
+
+
+def show_stacks(setup: Setup, out: Console, scratch: Path) -> None:
+    """What trains as one stack here, and what does not and why."""
+    bench = Workbench(setup.recipe(scratch), setup.registry)
+    size = bench.preferred_size(STACK)
+    out.print()
+    if size == 1:
+        slower = "a stack of this model is slower here than one trial after the other"
+        out.print(f"[bold]stacks[/]  none: {bench.choice.problem or slower}", soft_wrap=True)
+        return
+    gain = bench.choice.gain(min(size, STACK))
+    out.print(f"[bold]stacks[/]  {size} trials train together {gain:.1f} times as fast as alone")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for why, labels in _alone(setup, bench).items():
+        out.print(f"alone: {', '.join(labels)}: {why}", soft_wrap=True)
+
+
+def _alone(setup: Setup, bench: Workbench) -> dict[str, list[str]]:
+    """Why objectives of the space train alone, with some that do."""
+    found: dict[str, list[str]] = {}
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = (setup.space.suggest(draws.ask()) for _ in range(SAMPLES))
+    for spec in (*(spec for spec, _ in setup.space.references()), *drawn):
+        try:
+            why = bench.stack_problem(Job(0, spec.document(), {}, 0, 1))
+        except LossearchError:  # an infeasible draw, which the search refuses
+            continue
+        label = " with ".join(each.name for _, each in spec.components() if each.name != "none")
+        if why and label not in found.setdefault(why, []) and len(found[why]) < 3:
+            found[why].append(label)
+    return found
 
 
 def _space_table(setup: Setup) -> Table:

@@ -7,7 +7,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lossearch.errors import unknown
-from lossearch.training import JobResult, Recipe, Unit
+from lossearch.training import Recipe, Unit, UnitResult
 
 EXECUTORS = ("local", "ray")
 
@@ -24,7 +24,7 @@ class Source(Protocol):
         """Whether no unit will come any more."""
         ...
 
-    def report(self, unit: Unit, results: list[JobResult]) -> None:
+    def report(self, unit: Unit, result: UnitResult) -> None:
         """Take the results of a unit."""
         ...
 
@@ -35,6 +35,11 @@ class Executor(Protocol):
     @property
     def workers(self) -> int:
         """How many units run side by side."""
+        ...
+
+    @property
+    def devices(self) -> float:
+        """GPUs of one worker, a fraction where several share one; 1 without any."""
         ...
 
     def run(self, recipe: Recipe, source: Source) -> None:
@@ -58,7 +63,6 @@ class ExecutorConfig(BaseModel):
         ge=0,
         description="GPUs of one worker, a fraction to share one; 1 where there is one",
     )
-
 
     @field_validator("name")
     @classmethod

@@ -11,6 +11,7 @@ class LocalExecutor:
     """The executor without any moving part: no cluster, no extra process."""
 
     workers = 1
+    devices = 1.0
 
     def run(self, recipe: Recipe, source: Source) -> None:
         bench = Workbench(recipe, current())

@@ -10,7 +10,7 @@ from typing import Any
 
 from lossearch.errors import StudyError
 from lossearch.executors import ExecutorConfig, Source
-from lossearch.training import JobResult, Recipe, Unit, Workbench
+from lossearch.training import JobResult, Recipe, Unit, UnitResult, Workbench
 
 # Set before Ray is imported: no logger files for each trial, no second Ctrl-C handler, no
 # telemetry, and accelerators hidden only where a worker asks for none.
@@ -42,7 +42,7 @@ class _UnitTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        return {"done": True, "results": self.bench.run(self.unit)}
+        return {"done": True, "unit_result": self.bench.run(self.unit)}
 
 
 class _Feed(Searcher):
@@ -73,21 +73,25 @@ class _Feed(Searcher):
         unit = self.running.pop(trial_id, None)
         if unit is None:
             return
-        if error or result is None or "results" not in result:
-            results = [
-                JobResult(
-                    job.trial,
-                    job.seed,
-                    done=True,
-                    reason="worker_died",
-                    detail="the worker process died (out of memory, or killed)",
-                )
-                for job in unit.jobs
-            ]
+        if error or result is None or "unit_result" not in result:
+            died = "the worker process died (out of memory, or killed)"
+            found = UnitResult(
+                [
+                    JobResult(
+                        j.trial,
+                        j.seed,
+                        done=True,
+                        reason="worker_died",
+                        detail=died,
+                        variant=j.variant,
+                    )
+                    for j in unit.jobs
+                ]
+            )
         else:
-            results = result["results"]
+            found = result["unit_result"]
         try:
-            self.source.report(unit, results)
+            self.source.report(unit, found)
         except BaseException as failed:
             self.error = failed
 
@@ -124,6 +128,7 @@ class RayExecutor:
                 "executor.cpus or executor.gpus"
             )
         self.workers = min(fits, config.workers or fits)
+        self.devices = gpus or 1.0
 
     def _connect(self) -> None:
         if ray.is_initialized():

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from lossearch.errors import ModelError
-from lossearch.models.network import CosineHead, LinearHead, Network, scores
+from lossearch.models.network import CosineHead, Frozen, LinearHead, Network, scores
 from lossearch.models.zoo import DataLike, is_timm, nearest_timm
+from lossearch.spec import ComponentSpec
 
 if TYPE_CHECKING:
     from lossearch.registry import Registry
@@ -21,22 +21,14 @@ if TYPE_CHECKING:
 _OUTPUT_NAMES = ("fc", "head", "heads", "classifier")
 
 
-class ModelConfig(BaseModel):
-    """A model by name, with its parameters beside the name; a plain string is the name alone."""
+class ModelConfig(ComponentSpec):
+    """A model by name, with its parameters beside the name; a plain string is the name alone.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    Attributes:
+        freeze: Leave the backbone as it is and train the head alone.
+    """
 
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The model component's parameters."""
-        return dict(self.model_extra or {})
+    freeze: bool = False
 
 
 def build_network(
@@ -49,7 +41,9 @@ def build_network(
     """The network for these data.
 
     A user's module is copied, weights included, and split before its last linear layer where that
-    provably changes nothing; else it gives its scores alone.
+    provably changes nothing; else it gives its scores alone. One of whose backbone no parameter
+    requires a gradient is frozen, as a named one is by ``freeze: true``: batch norms and dropout
+    then stay in evaluation mode too.
 
     Args:
         spec: A model's name and parameters, or the user's own module.
@@ -72,12 +66,41 @@ def build_network(
             network = Network(backbone, head, squeeze=squeeze)
         else:
             network = _from_module(name, backbone, info, squeeze)
-    if next(network.parameters(), None) is None:
+    if _is_to_freeze(spec, network):
+        _freeze(name, network)
+    if not any(p.requires_grad for p in network.parameters()):
         raise ModelError(f"model '{name}' has no parameters to train")
     if cosine_scale is not None:
         _to_cosine(name, network, cosine_scale)
     _check_outputs(name, network, info)
     return network
+
+
+def thawed(spec: ModelConfig | nn.Module) -> ModelConfig | nn.Module:
+    """The same model with its backbone free to learn; a user's module is copied for it.
+
+    A named model gets a new head with each seed; a user's module starts from all of its weights.
+    """
+    if isinstance(spec, ModelConfig):
+        return spec.model_copy(update={"freeze": False})
+    return copy.deepcopy(spec).requires_grad_(True)
+
+
+def _is_to_freeze(spec: ModelConfig | nn.Module, network: Network) -> bool:
+    if isinstance(spec, ModelConfig):
+        return spec.freeze
+    weights = list(network.backbone.parameters())
+    return network.head is not None and bool(weights) and not any(w.requires_grad for w in weights)
+
+
+def _freeze(name: str, network: Network) -> None:
+    if network.head is None:
+        raise ModelError(
+            f"model '{name}' cannot be frozen: it does not show its last linear layer, which "
+            "alone would learn; make it the last of an nn.Sequential or an attribute fc, head or "
+            "classifier"
+        )
+    network.backbone = Frozen(network.backbone)
 
 
 def _backbone(spec: ModelConfig, info: DataLike, registry: Registry) -> nn.Module:

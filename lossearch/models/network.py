@@ -51,6 +51,27 @@ class CosineHead(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, scale={float(self.scale)}"
 
 
+class Frozen(nn.Module):
+    """A backbone that no longer learns: no gradient, and always in evaluation mode.
+
+    Running statistics of its batch norms stay as they are, so its embeddings of a sample never
+    change and may be cached.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.backbone(inputs)
+
+
 class Network(nn.Module):
     """A backbone that embeds and a head that scores.
 
@@ -81,6 +102,11 @@ class Network(nn.Module):
         """The classifier's weight ``[C, E]``, if the head has one."""
         weight = getattr(self.head, "weight", None)
         return weight if isinstance(weight, nn.Parameter) and weight.ndim == 2 else None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone learns."""
+        return isinstance(self.backbone, Frozen)
 
     @property
     def gives(self) -> tuple[str, ...]:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from lossearch.components import model
 from lossearch.errors import ModelError
@@ -37,28 +36,6 @@ class Embedder(nn.Sequential):
     def __init__(self, *layers: nn.Module, num_features: int) -> None:
         super().__init__(*layers)
         self.num_features = num_features
-
-
-class Frozen(nn.Module):
-    """A backbone that no longer learns: no gradient, and always in evaluation mode.
-
-    Running statistics of its batch norms stay as they are, so its embeddings of a sample never
-    change and may be cached.
-    """
-
-    def __init__(self, backbone: nn.Module, num_features: int) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
-        self.num_features = num_features
-
-    def train(self, mode: bool = True) -> Frozen:
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.backbone(inputs)
 
 
 @model()
@@ -110,7 +87,6 @@ def timm(
     pretrained: bool = False,
     checkpoint: Path | None = None,
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-    freeze: bool = False,
 ) -> nn.Module:
     """An image backbone of the timm library, pooled to one vector.
 
@@ -121,7 +97,6 @@ def timm(
         checkpoint: Weights of this architecture in a file, as timm saves them; a classifier in
             it is left out, and a stem of another number of channels is adapted.
         drop_rate: Dropout before the head.
-        freeze: Leave the backbone as it is and train the head alone.
 
     Raises:
         ModelError: the data are not images, timm does not know the name, or the weights cannot
@@ -151,9 +126,8 @@ def timm(
         raise ModelError(_why(architecture, checkpoint, pretrained, config, error)) from error
     if checkpoint is not None:
         _check_covers(architecture, backbone, checkpoint)
-    features = int(getattr(backbone, "head_hidden_size", backbone.num_features))
-    backbone.num_features = features
-    return Frozen(backbone, features) if freeze else backbone
+    backbone.num_features = int(getattr(backbone, "head_hidden_size", backbone.num_features))
+    return backbone
 
 
 def model_components() -> list[Callable[..., Any]]:

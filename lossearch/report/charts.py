@@ -170,7 +170,7 @@ def pairs(
 def intervals(
     title: str, metric: str, rows: Sequence[tuple[str, str, float, float, float]], note: str
 ) -> Markup:
-    """Differences from the baseline with their intervals, one row each, zero marked.
+    """Differences with their intervals, one row each, zero marked.
 
     Args:
         title: What the figure says.

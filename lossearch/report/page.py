@@ -69,7 +69,7 @@ def render(
         "prose": _prose,
     }
     winner, baseline = text.finalists(state)
-    confirmed_seconds = sum(c.seconds for c in state.confirmations)
+    fresh_seconds = sum(c.seconds for c in (*state.confirmations, *state.ablations))
     return environment.get_template("template.html").render(
         study=state.study,
         name=state.study.get("name") or "A study",
@@ -82,8 +82,10 @@ def render(
         headline=text.headline(state),
         explanation=_explanation(state),
         evidence=_evidence(state),
+        brought=_brought(state),
         board=text.leaderboard(state),
-        best=winner if state.verdict is None or text.for_winner(state.verdict) else baseline,
+        trades=text.trade_offs(state),
+        best=_best(state, winner, baseline),
         curves=_curves(state, winner, baseline),
         shapes=_shapes(shapes) if shapes else [],
         progress=_progress(state),
@@ -91,7 +93,7 @@ def render(
         casualties=text.casualties(state),
         left_out=_by_reason(state.study.get("left_out") or []),
         facts=_facts(state),
-        trained=sum(t.seconds for t in state.trials.values()) + confirmed_seconds,
+        trained=sum(t.seconds for t in state.trials.values()) + fresh_seconds,
         span=max((t.ended for t in state.trials.values()), default=0.0)
         - state.study.get("time", 0.0),
     )
@@ -122,6 +124,17 @@ def _subtitle(state: State) -> str:
     return words
 
 
+def _best(state: State, winner: Trial | None, baseline: Trial | None) -> Mapping[str, Any] | None:
+    """Label, objective and training of what to use: the verdict's, else the best trial's."""
+    verdict = state.verdict
+    if verdict and verdict.get(verdict["recommend"]):
+        return verdict[verdict["recommend"]]
+    trial = winner if verdict is None or text.for_winner(verdict) else baseline
+    if trial is None:
+        return None
+    return {"label": trial.label, "objective": trial.objective, "training": trial.final}
+
+
 def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
 
@@ -137,15 +150,18 @@ def _evidence(state: State) -> list[Markup]:
         (f"tuned baseline: {base['label']}", "baseline", base["values"]),
         (f"best found: {winner['label']}", "winner", winner["values"]),
     ]
+    candidates = [c for c in verdict.get("candidates") or [] if c.get("interval")]
+    if winner.get("simplified_from"):
+        shown = {k: verdict[k] for k in ("difference", "interval")}
+        candidates = [{**winner, **shown}, *candidates]
     differences = [
         (
             c["label"],
-            "winner" if c["trial"] == winner["trial"] else "extra",
+            "winner" if c["label"] == winner["label"] else "extra",
             c["difference"],
             *c["interval"],
         )
-        for c in verdict.get("candidates") or []
-        if c.get("interval")
+        for c in candidates
     ]
     note = "Above zero is better." if text.maximizes(state) else "Below zero is better."
     return [
@@ -162,20 +178,49 @@ def _evidence(state: State) -> list[Markup]:
     ]
 
 
+def _brought(state: State) -> Markup:
+    """What the winner's parts bring on the validation split."""
+    rows = [r for r in (state.verdict or {}).get("attribution") or [] if r["interval"]]
+    if not rows:
+        return Markup("")
+    metric = text.metric_name(state)
+    better = "Above" if text.maximizes(state) else "Below"
+    return charts.intervals(
+        f"What it adds to {metric} on the validation split",
+        f"difference in {metric}",
+        [
+            (
+                r["part"] if r["kept"] else f"{r['part']} (left out)",
+                "winner" if r["kept"] else "extra",
+                r["difference"],
+                *r["interval"],
+            )
+            for r in rows
+        ],
+        f"{better} zero the part helps. The line is the 95 % interval over the seeds; a part "
+        "whose interval holds zero brings nothing that this study can show.",
+    )
+
+
 def _curves(state: State, winner: Trial | None, baseline: Trial | None) -> list[Markup]:
     """Validation metric and training loss by epoch: the mean over seeds, and each seed thin."""
     scores: list[Line] = []
     losses: list[Line] = []
     metric = text.metric_name(state)
+    simpler = ((state.verdict or {}).get("winner") or {}).get("objective")
     for trial, style in ((baseline, "baseline"), (winner, "winner")):
         if trial is None:
             continue
         runs = [c.curve for c in state.confirmations if c.trial == trial.number and c.curve]
+        label = trial.label
+        if style == "winner" and any(a.objective == simpler for a in state.ablations):
+            runs = [a.curve for a in state.ablations if a.objective == simpler and a.curve]
+            label = (state.verdict or {})["winner"]["label"]
         for lines, key in ((scores, metric), (losses, "train_loss")):
             series = [s for r in runs or [trial.curve] if (s := _series(r, key))]
             if len(series) > 1:
                 lines += [Line("", s, style, thin=True) for s in series]
-            lines.append(Line(trial.label, _mean(series), style))
+            lines.append(Line(label, _mean(series), style))
     return [
         charts.lines(f"{metric} on the validation split", scores, "epoch"),
         charts.lines(

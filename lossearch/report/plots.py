@@ -10,7 +10,12 @@ from lossearch.report.text import finalists, maximizes, metric_name
 from lossearch.trials.ledger import State
 
 _COLORS = {"winner": "#0f766e", "baseline": "#c2410c"}
-_ROLES = {"baseline": "#c2410c", "reference": "#7c3aed", "search": "#2563eb"}
+_ROLES = {
+    "baseline": "#c2410c",
+    "given": "#0f766e",
+    "reference": "#7c3aed",
+    "search": "#2563eb",
+}
 
 
 def write_plots(folder: Path, state: State, shapes: Mapping[str, Any] | None = None) -> list[Path]:

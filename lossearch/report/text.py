@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lossearch.trials.ledger import State, Trial
+from lossearch.trials.pareto import front
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def leaderboard(state: State, n: int = 20) -> list[LeaderRow]:
             score=t.score if t.score is not None else math.nan,
             epochs=t.epoch,
             seconds=t.seconds,
-            lr=t.training.get("lr"),
+            lr=t.tuned.get("lr"),
             objective=t.objective,
             mark=marks.get(t.number, ""),
         )
@@ -169,7 +170,14 @@ def explanation(verdict: Mapping[str, Any]) -> str:
         "fresh seeds; "
         f"{p_text(verdict['p_value'])}{corrected})."
     )
-    if for_winner(verdict):
+    others = verdict.get("metrics") or {}
+    if others:
+        numbers += f" {_others(others, metric)}"
+    if for_winner(verdict) and others:
+        ahead = _listed([m for m, found in others.items() if found["ahead"]])
+        text = f"the best trade-off found beats the tuned baseline in {ahead}, and is behind in "
+        text += f"none of the metrics that decide. {numbers}"
+    elif for_winner(verdict):
         text = f"the best objective found beats the tuned baseline. {numbers}"
     elif gain > 0:
         text = (
@@ -181,7 +189,62 @@ def explanation(verdict: Mapping[str, Any]) -> str:
         text = (
             f"the best objective found is {worse} on data that the search did not see. {numbers}"
         )
+    if verdict.get("attribution"):
+        text += f" {attribution_text(verdict)}"
+    if verdict.get("stages"):
+        text += f" {verdict['stages']['sentence']}"
     return text + (f" With only {n} seeds the interval is rough." if n < 5 else "")
+
+
+def _others(metrics: Mapping[str, Mapping[str, Any]], first: str) -> str:
+    """The metrics that decide beside the first one."""
+    parts = [
+        f"{name} is {number(found['mean'])} and {number(found['baseline'])} "
+        f"({number(found['difference'], sign=True)}, {number(found['interval'][0], sign=True)} to "
+        f"{number(found['interval'][1], sign=True)}; {p_text(found['p_value'])})"
+        for name, found in metrics.items()
+        if name != first
+    ]
+    return f"Beside it, {_listed(parts)}."
+
+
+def trade_offs(state: State) -> tuple[list[str], list[tuple[Trial, list[float]]]]:
+    """Where several metrics decide: their names, and the trials that no other one beats."""
+    deciding: dict[str, bool] = state.study.get("deciding") or {}
+    if len(deciding) < 2:
+        return [], []
+    unbeaten = front(state.trials.values(), tuple(deciding.values()))
+    return list(deciding), [(t, list(t.values())) for t in unbeaten]
+
+
+def attribution_text(verdict: Mapping[str, Any]) -> str:
+    """Which parts of the winner were left out, and why the others were not."""
+    rows = [r for r in verdict["attribution"] if not r["together"]]
+    # what goes only because its term does, such as a balancer of one term, needs no word
+    left_out = [r["part"] for r in rows if not r["kept"] and not r["brings"]]
+    idle = [r["part"] for r in rows if r["kept"] and not r["brings"]]
+    if left_out:
+        text = (
+            f"That objective is {verdict['winner']['simplified_from']} without "
+            f"{_listed(left_out)}, which brought nothing to be seen on the validation split."
+        )
+        if idle:
+            text += f" {_listed(idle)} brought no more alone, but had to stay without the rest."
+        return text
+    if idle:
+        it = "it" if len(idle) == 1 else "them"
+        return (
+            f"Of its parts, {_listed(idle)} brought nothing to be seen on the validation split, "
+            f"but stayed: without {it}, the objective is not proven to beat the baseline."
+        )
+    if len(rows) == 1:
+        return f"Without {rows[0]['part']} it does worse on the validation split."
+    return f"Without any one of its {len(rows)} parts it does worse on the validation split."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def compared(verdict: Mapping[str, Any] | None) -> bool:

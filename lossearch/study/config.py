@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lossearch.data import DataConfig
 from lossearch.documents import parse, read_yaml
 from lossearch.errors import StudyError
 from lossearch.executors import ExecutorConfig
+from lossearch.features import FeaturesConfig
 from lossearch.models import ModelConfig
 from lossearch.spec import ComponentSpec
 from lossearch.training import TrainingConfig
+from lossearch.training.stages import FinetuneConfig
 from lossearch.trials.proposer import SearchConfig
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +27,20 @@ class ConfirmConfig(BaseModel):
     model_config = _STRICT
     top: int = Field(default=3, ge=1, le=20)
     seeds: int = Field(default=5, ge=2, le=100)
+
+
+class FairnessConfig(BaseModel):
+    """What keeps a larger learning rate from passing for a better loss."""
+
+    model_config = _STRICT
+    gradient_norm: bool = Field(
+        default=True, description="bring every objective to the baseline's initial gradient norm"
+    )
+    probe_lr: bool = Field(
+        default=True,
+        description="train each trial at three learning rates up to the first rung, where trials "
+        "train as a stack, and go on with the best",
+    )
 
 
 class TrackingConfig(BaseModel):
@@ -49,7 +65,10 @@ class StudyConfig(BaseModel):
     space: str | dict[str, Any] | None = Field(
         default=None, description="a name, a file or a document; by default the task's own"
     )
-    metric: ComponentSpec = ComponentSpec(name="accuracy")
+    metric: ComponentSpec | tuple[ComponentSpec, ...] = Field(
+        default=ComponentSpec(name="accuracy"),
+        description="what is searched by; of several, trade-offs, the first one leads",
+    )
     metrics: tuple[ComponentSpec, ...] = Field(
         default=(), description="measured too, but not searched by"
     )
@@ -58,6 +77,11 @@ class StudyConfig(BaseModel):
     )
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
+    fairness: FairnessConfig = FairnessConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    finetune: FinetuneConfig | None = Field(
+        default=None, description="a frozen model's best objectives train the whole network"
+    )
     confirm: ConfirmConfig = ConfirmConfig()
     executor: ExecutorConfig = ExecutorConfig()
     tracking: TrackingConfig | None = TrackingConfig()
@@ -77,9 +101,23 @@ class StudyConfig(BaseModel):
                 value["baseline"] = {"name": value["baseline"]}
         return value
 
+    @property
+    def deciding(self) -> tuple[ComponentSpec, ...]:
+        """The metrics that are searched by."""
+        return self.metric if isinstance(self.metric, tuple) else (self.metric,)
+
     def all_metrics(self) -> tuple[ComponentSpec, ...]:
-        """The metric that decides, then those that are only measured."""
-        return (self.metric, *(m for m in self.metrics if m.name != self.metric.name))
+        """The metrics that decide, then those that are only measured."""
+        names = {m.name for m in self.deciding}
+        return (*self.deciding, *(m for m in self.metrics if m.name not in names))
+
+    @field_validator("metric")
+    @classmethod
+    def _some_metric(cls, value: Any) -> Any:
+        names = [m.name for m in value] if isinstance(value, tuple) else [value.name]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"give one metric or several different ones, not {names}")
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
     def document(self) -> dict[str, Any]:
         """Plain data for ``study.yaml``; reading it back gives the same study.
@@ -142,6 +180,12 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
         model["checkpoint"] = resolve(model["checkpoint"])
     if isinstance(document.get("plugins"), list):
         document["plugins"] = [resolve(p) for p in document["plugins"]]
+    search = document.get("search")
+    if isinstance(search, dict) and isinstance(search.get("warm_start"), list):
+        search["warm_start"] = [resolve(folder) for folder in search["warm_start"]]
+    features = document.get("features")
+    if isinstance(features, dict) and "folder" in features:
+        features["folder"] = resolve(features["folder"])
     space = document.get("space")
     if isinstance(space, str) and space.endswith((".yaml", ".yml")):
         document["space"] = resolve(space)

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lossearch.components import Component
+from lossearch.study.journal import Journal
+from lossearch.study.setup import Setup
+from lossearch.training import Job, JobResult
 from lossearch.trials.comparison import Finalist, judge
 from lossearch.trials.ledger import State, Trial
+from lossearch.trials.pareto import order
+from lossearch.trials.rank_correlation import rank_correlation
 
 # Fresh seeds lie far from the search's own.
 _OFFSET = 1_000_003
+
+
+class Confirmation:
+    """The phase that trains them: a unit holds one seed's, which share weights and batches."""
+
+    def __init__(self, setup: Setup, journal: Journal) -> None:
+        self.journal = journal
+        config, state = setup.config, journal.state
+        baseline, candidates = finalists(state, setup.deciding, config.confirm.top)
+        together = [baseline, *candidates] if baseline is not None and candidates else []
+        have = {(c.trial, c.seed) for c in state.confirmations}
+        self._waiting = [
+            setup.final_job(t.number, t.objective, t.final, seed)
+            for seed in confirmation_seeds(config.seed, config.confirm.seeds)
+            for t in together
+            if t is not None and (t.number, seed) not in have
+        ]
+
+    def jobs(self, most: int) -> list[Job]:
+        seeds = {job.seed for job in self._waiting[:1]}
+        found = [job for job in self._waiting if job.seed in seeds][:most]
+        self._waiting = self._waiting[len(found) :]
+        return found
+
+    def report(self, result: JobResult) -> None:
+        self.journal.record(
+            "confirmed",
+            trial=result.trial,
+            seed=result.seed,
+            validation=result.score,
+            test=result.test,
+            curve=result.curve,
+            seconds=round(result.seconds, 4),
+            reason=result.reason or "",
+            detail=result.detail,
+        )
+
+    def end(self) -> None:
+        """Nothing is left to do."""
 
 
 def confirmation_seeds(seed: int, count: int) -> list[int]:
@@ -18,26 +65,55 @@ def confirmation_seeds(seed: int, count: int) -> list[int]:
     return [(seed + _OFFSET + i) % 2**31 for i in range(count)]
 
 
-def best_first(trials: Iterable[Trial], metric: Component) -> list[Trial]:
-    """Finished trials, the best validation score first; the earlier one where they tie."""
-    scored = [t for t in trials if t.status == "finished" and t.score is not None]
-    sign = -1 if metric.maximize else 1
-    return sorted(scored, key=lambda t: (sign * (t.score or 0.0), t.number))
+def best_first(trials: Iterable[Trial], metrics: Sequence[Component]) -> list[Trial]:
+    """Finished trials, the best validation score first; the earlier one where they tie.
+
+    Several metrics are ranked as trade-offs (:func:`lossearch.trials.pareto.order`).
+    """
+    return _ordered([(t, t.values()) for t in trials if t.status == "finished"], metrics)
 
 
-def finalists(state: State, metric: Component, top: int) -> tuple[Trial | None, list[Trial]]:
+def _ranked(state: State, metrics: Sequence[Component], stage: int) -> list[Trial]:
+    """Trials that got to the end of a stage, the best first; of the first where it is the only."""
+    full = [(t, t.full) for t in state.trials.values() if t.full is not None]
+    if stage == 1 or not full:
+        return best_first(state.trials.values(), metrics)
+    return _ordered([(t, tuple(f["metrics"][m.name] for m in metrics)) for t, f in full], metrics)
+
+
+def _ordered(
+    valued: Iterable[tuple[Trial, tuple[float, ...]]], metrics: Sequence[Component]
+) -> list[Trial]:
+    whole = sorted(
+        ((t, v) for t, v in valued if len(v) == len(metrics)), key=lambda pair: pair[0].number
+    )
+    if not whole:
+        return []
+    ranks = order(np.array([v for _, v in whole]), [m.maximize for m in metrics])
+    return [whole[i][0] for i in ranks]
+
+
+def finalists(
+    state: State, metrics: Sequence[Component], top: int, stage: int = 2
+) -> tuple[Trial | None, list[Trial]]:
     """The tuned baseline, and the best trial of each of the ``top`` best structures.
 
     One trial a structure (the names of its components), because near copies of one objective
     would fill all places and make the correction for their number pointless. A trial of the
-    search whose objective is the baseline's counts as the baseline.
+    search whose objective is the baseline's, in whatever guise, counts as the baseline.
+
+    Args:
+        state: The study.
+        metrics: The metrics that decide.
+        top: How many structures.
+        stage: 2 to rank by what fine-tuning gave, where there was such a stage.
     """
-    ranked = best_first(state.trials.values(), metric)
+    ranked = _ranked(state, metrics, stage)
     same = _baselines(state)
-    baseline = next((t for t in ranked if _plain(t.objective) in same), None)
+    baseline = next((t for t in ranked if _is_baseline(t, same)), None)
     chosen: dict[str, Trial] = {}
     for trial in ranked:
-        if _plain(trial.objective) not in same:
+        if not _is_baseline(trial, same):
             chosen.setdefault(_structure(trial.objective), trial)
     return baseline, list(chosen.values())[:top]
 
@@ -48,13 +124,17 @@ def next_in_line(state: State, metric: Component) -> Trial | None:
     waiting = [
         t
         for t in state.trials.values()
-        if t.status == "running" and t.epoch in t.rungs and _plain(t.objective) not in same
+        if t.status == "running" and t.epoch in t.rungs and not _is_baseline(t, same)
     ]
     return max(waiting, key=lambda t: (t.epoch, sign * t.rungs[t.epoch]), default=None)
 
 
 def _baselines(state: State) -> list[dict[str, Any]]:
     return [_plain(t.objective) for t in state.trials.values() if t.role == "baseline"]
+
+
+def _is_baseline(trial: Trial, same: list[dict[str, Any]]) -> bool:
+    return trial.plays_baseline or _plain(trial.objective) in same
 
 
 def _plain(objective: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +158,17 @@ def _structure(objective: dict[str, Any]) -> str:
 
 
 def verdict(
-    state: State, baseline: Trial | None, candidates: list[Trial], metric: Component
+    state: State,
+    baseline: Trial | None,
+    candidates: list[Trial],
+    metrics: Sequence[Component],
 ) -> dict[str, Any]:
-    """The content of ``verdict.json``.
+    """The content of ``verdict.json``; of several metrics, the first one leads.
 
     A candidate that failed on one of the fresh seeds is out: what breaks on one seed in five is
     no objective to recommend. Without a baseline or a candidate left, the baseline is kept.
     """
+    metric = metrics[0]
     left = {c.number: _finalist(state, c, metric.name) for c in candidates}
     base = _finalist(state, baseline, metric.name) if baseline is not None else None
     seeds = len(base.test) if base is not None else 0
@@ -114,8 +198,10 @@ def verdict(
             "candidates": [],
         }
     else:
-        found = judge(base, whole, metric=metric.name, maximize=metric.maximize)
-    return {**found, "dropped": dropped, "counts": state.counts()}
+        directions = {m.name: m.maximize for m in metrics}
+        found = judge(base, whole, directions)
+    found |= {"dropped": dropped, "counts": state.counts()}
+    return found if not state.finetuned else {**found, "stages": stages(state)}
 
 
 def _finalist(state: State, trial: Trial, metric: str) -> Finalist:
@@ -128,7 +214,17 @@ def _finalist(state: State, trial: Trial, metric: str) -> Finalist:
         trial.number,
         trial.label,
         trial.objective,
-        trial.training,
+        trial.final,
         {c.seed: c.validation for c in rows if c.validation is not None},
         {c.seed: c.test[metric] for c in rows},
+        {c.seed: c.test for c in rows},
     )
+
+
+def stages(state: State) -> dict[str, Any]:
+    """How well the search on embeddings ranked what the whole network then showed."""
+    both = [t for t in state.trials.values() if t.full is not None and t.score is not None]
+    cheap = [t.score or 0.0 for t in both]
+    found = rank_correlation(cheap, [t.full["score"] for t in both if t.full is not None])
+    failed = {row["trial"] for row in state.finetuned} - {t.number for t in both}
+    return {**asdict(found), "sentence": found.sentence, "failed": sorted(failed)}

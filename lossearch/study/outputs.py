@@ -24,23 +24,41 @@ from lossearch.training.trainer import facts_of
 from lossearch.trials.ledger import State
 
 
-def write_best(folder: Folder, setup: Setup, state: State, trial: int) -> None:
-    """``best.yaml``: the recommended objective, or before the verdict the best so far."""
+def write_best(
+    folder: Folder,
+    setup: Setup,
+    state: State,
+    trial: int,
+    chosen: Mapping[str, Any] | None = None,
+) -> None:
+    """``best.yaml``: the recommended objective, or before the verdict the best so far.
+
+    Args:
+        folder: The study's folder.
+        setup: The study.
+        state: What its ledger says.
+        trial: The trial to write.
+        chosen: The verdict's side of it, whose objective may be a simpler one than the trial's.
+    """
     best = state.trials[trial]
     verdict = state.verdict
     status = f"recommended: the {verdict['recommend']}" if verdict else "the best so far"
-    files = {f"plugins/{f.stem}.py": f for f in setup.files if _needed(setup, f, best.objective)}
+    chosen = chosen or {}
+    objective, label = chosen.get("objective", best.objective), chosen.get("label", best.label)
+    whole = chosen.get("simplified_from")
+    files = {f"plugins/{f.stem}.py": f for f in setup.files if _needed(setup, f, objective)}
     document = {
-        "objective": best.objective,
-        "training": best.training,
+        "objective": objective,
+        "training": best.final,
         "facts": facts_of(setup.data),
         "plugins": list(files),
         "metric": setup.metric.name,
-        "validation": best.score,
+        "validation": chosen.get("validation", best.score),
         "trial": best.number,
     }
     document = {k: v for k, v in document.items() if v != []}
-    header = f"# {best.label}\n# {status}, of study {setup.config.name}\n"
+    header = f"# {label}\n# {status}, of study {setup.config.name}\n"
+    header += f"# what is left of {whole}\n" if whole else ""
     write(folder.best, header + dump_yaml(document))
     for name, file in files.items():
         (folder.path / name).parent.mkdir(exist_ok=True)

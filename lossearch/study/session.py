@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
 from lossearch.study.folder import Folder, fresh_folder
-from lossearch.study.run import Listener, Run
+from lossearch.study.journal import Listener
+from lossearch.study.run import Run
 from lossearch.study.setup import Setup, set_up, versions
 from lossearch.trials.ledger import Ledger, State, Trial, in_use, read_ledger, replay
 from lossearch.trials.proposer import importance
+from lossearch.trials.warm import WarmStart
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
@@ -79,12 +82,16 @@ def start(
         # kept with the study, which then does not depend on the file
         config = config.model_copy(update={"space": read_yaml(Path(config.space))})
     setup = set_up(config, dataset=dataset, module=module)
-    executor = make_executor(config.executor)
-    folder.create()
     resolved = config.model_copy(update={"output": str(folder.path)})
     document = resolved.document()
+    row = _study_row(setup, document)
+    if config.search.warm_start:
+        setup = setup.warmed(row)
+        row["warm"] = setup.warm.document()
+    executor = make_executor(config.executor)
+    folder.create()
     outputs.write(folder.study, dump_yaml(document))
-    return _go(setup, folder, executor, State(), display, _study_row(setup, document))
+    return _go(setup, folder, executor, State(), display, row)
 
 
 def resume(
@@ -132,12 +139,20 @@ def resume(
             f"the plugins are not those that this study began with: {names}. Install what it had, "
             "or start a new study"
         )
+    if "warm" in state.study:
+        setup.warm = WarmStart.from_document(state.study["warm"])
     return _go(setup, folder, make_executor(config.executor), state, display, None)
 
 
 # What a resumed study may not change, and the keys of it that it may.
-_FIXED = ("seed", "model", "space", "metric", "baseline", "search", "training", "providers")
-_FREE = {"search": ("trials",), "training": ("device", "threads")}
+_FIXED = (
+    "seed", "model", "space", "metric", "baseline", "search", "training", "fairness", "features",
+    "finetune", "providers",
+)  # fmt: skip
+_FREE = {
+    "search": ("trials", "epochs", "hours", "gpu_hours", "patience"),
+    "training": ("device", "threads"),
+}
 
 
 def _refuse_changes(config: StudyConfig, folder: Folder, began: dict[str, Any]) -> None:
@@ -163,6 +178,7 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
         "config": document,
         "metric": setup.metric.name,
         "maximize": setup.metric.maximize,
+        "deciding": {m.name: m.maximize for m in setup.deciding},
         "data": {"name": setup.config.data.name, **dataclasses.asdict(setup.data.info)},
         "model": repr(setup.model) if isinstance(setup.model, nn.Module) else document["model"],
         "versions": {**versions(), "python": platform.python_version()},
@@ -180,9 +196,11 @@ def _go(
     display: Begin | None,
     study_row: dict[str, Any] | None,
 ) -> StudyResult:
+    with _progress(display is not None) as progress:
+        setup = setup.with_features(folder.path, progress)
     ledger = Ledger(folder.ledger)
     tracker = _tracker(setup.config, folder)
-    run = Run(setup, folder, ledger, state, [])
+    run = Run(setup, folder, ledger, state, executor.workers, executor.devices)
     run.listeners.append(_Keeper(setup, folder, state, run.best()))
     if tracker is not None:
         if study_row is None:
@@ -208,6 +226,17 @@ def _go(
         problems = _finish(setup, folder, run, tracker)
         ledger.close()
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar for the embeddings, which appears with the first of them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
+        bar = bars.add_task("embeddings", visible=False)
+        yield lambda done, total: bars.update(bar, completed=done, total=total, visible=True)
 
 
 class _Keeper:
@@ -237,7 +266,7 @@ class _Keeper:
         outputs.write_verdict(self.folder, verdict)
         chosen = verdict[verdict["recommend"]]
         if chosen is not None:
-            outputs.write_best(self.folder, self.setup, state, chosen["trial"])
+            outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
 
 
 def _tracker(config: StudyConfig, folder: Folder) -> MlflowTracker | None:
@@ -254,9 +283,7 @@ def tracking_uri(config: StudyConfig, folder: Folder) -> str:
     return given or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
 
 
-def _finish(
-    setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None
-) -> list[str]:
+def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None) -> list[str]:
     """The exported loss, the report and the last of the tracking; also after an interrupt.
 
     What goes wrong here is a problem to tell of; it takes no verdict away, and hides no error.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ from lossearch.components import Component
 from lossearch.data import Data, Dataset, prepare, prepare_dataset
 from lossearch.documents import parse, read_yaml
 from lossearch.errors import InfeasibleError, StudyError, unknown
-from lossearch.models import Network, build_network
+from lossearch.feasibility import FIXED_EMBEDDINGS
+from lossearch.features import HEAD, cached
+from lossearch.models import Network, build_network, thawed
 from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
 from lossearch.registry import Registry
 from lossearch.space import Space
-from lossearch.spec import ComponentSpec
+from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
-from lossearch.training import Recipe
+from lossearch.training import Job, Recipe
+from lossearch.training.plan import Plan
 from lossearch.training.providers import available_fields
-from lossearch.training.trainer import pick_device, pick_precision
+from lossearch.training.scale import Scale
+from lossearch.training.trainer import facts_of, pick_device, pick_precision
 from lossearch.trials.fingerprint import Fingerprints
 from lossearch.trials.probe import Probe
 from lossearch.trials.proposer import Proposer
 from lossearch.trials.rungs import Rungs
+from lossearch.trials.warm import Conditions, WarmStart, read_given, read_warm_start
 
 # What a person trains with today, and where a search begins when no space is named.
 STANDARD_LOSS = {
@@ -57,7 +63,19 @@ class Setup:
     available: frozenset[str]
     space: Space
     baseline: Space
-    metric: Component
+    deciding: tuple[Component, ...]
+    warm: WarmStart = field(default_factory=WarmStart)
+    whole: tuple[Data, Any] | None = None  # the data and the model behind cached embeddings
+
+    @property
+    def metric(self) -> Component:
+        """The metric that decides; of several, the first."""
+        return self.deciding[0]
+
+    @property
+    def maximize(self) -> tuple[bool, ...]:
+        """Whether more is better, for each metric that decides."""
+        return tuple(m.maximize for m in self.deciding)
 
     @property
     def registry(self) -> Registry:
@@ -73,9 +91,38 @@ class Setup:
             self.baseline,
             self.config.training.tuning(),
             self.config.search,
-            maximize=self.metric.maximize,
+            maximize=self.maximize,
             seed=self.config.seed,
+            given=[*self.given, *self.warm.given],
+            warm=self.warm.trials,
         )
+
+    @property
+    def given(self) -> list[ObjectiveSpec]:
+        """The objectives that the study is to begin with."""
+        return read_given(
+            self.config.search.given,
+            self.data.info.task,
+            registry=self.registry,
+            available=self.available,
+            facts=self.facts,
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What components may be given of the study."""
+        return {**facts_of(self.data), "seed": self.config.seed}
+
+    def warmed(self, study: Mapping[str, Any]) -> Setup:
+        """With what earlier studies give to this one, by its ledger's ``study`` row."""
+        warm = read_warm_start(
+            self.config.search.warm_start,
+            Conditions.of(study),
+            space=self.space,
+            baseline=self.baseline,
+            tuning=self.config.training.tuning(),
+        )
+        return replace(self, warm=warm)
 
     def probe(self) -> Probe:
         """What objectives are looked at on, before they train."""
@@ -97,12 +144,63 @@ class Setup:
         return chosen is torch.bfloat16
 
     def fingerprints(self) -> Fingerprints:
-        """An empty index; clipping, and SGD, make the factor of an objective matter."""
+        """An empty index; the factor of an objective matters where nothing takes it out."""
         training = self.config.training
         free = training.optimizer != "sgd" and training.clip_norm is None
-        return Fingerprints(scale_free=free)
+        return Fingerprints(scale_free=free or self.config.fairness.gradient_norm)
+
+    def scale(self) -> Scale | None:
+        """What brings objectives to the baseline's gradient norm, if that is wanted."""
+        config = self.config
+        if not config.fairness.gradient_norm:
+            return None
+        here = config.training.model_copy(update={"device": "cpu", "precision": "float32"})
+        metric = self.metric.build(task=self.data.info.task)
+        plan = Plan(self.data, self.model, here, metric, self.registry, config.providers)
+        return Scale(plan, next(iter(self.baseline.references()))[0], config.seed)
+
+    def with_features(self, folder: Path, progress: Callable[[int, int], None]) -> Setup:
+        """Where the backbone is frozen, the search of heads on its embeddings."""
+        if not self.network.frozen:
+            return self
+        config = self.config
+        heads = cached(
+            self.data,
+            self.network,
+            Path(config.features.folder or folder.parent / "features"),
+            views=config.features.views,
+            device=pick_device(config.training.device),
+            progress=progress,
+        )
+        return replace(self, data=heads, model=HEAD, whole=(self.data, self.model))
+
+    def final_job(
+        self, trial: int, objective: dict[str, Any], values: dict[str, float], seed: int
+    ) -> Job:
+        """A whole training that the verdict counts, with its test: of the last stage."""
+        finetune = self.config.finetune
+        epochs = finetune.epochs if finetune is not None else self.config.training.epochs
+        full = finetune is not None
+        return Job(trial, objective, values, seed, epochs, test=True, full=full)
 
     def recipe(self, checkpoints: Path) -> Recipe:
+        recipe = self._recipe(checkpoints)
+        finetune = self.config.finetune
+        if finetune is None or self.whole is None:
+            return recipe
+        data, model = self.whole
+        return replace(
+            recipe,
+            full=replace(
+                recipe,
+                data=data,
+                model=thawed(model),
+                training=finetune.training(self.config.training),
+                checkpoints=checkpoints / "full",
+            ),
+        )
+
+    def _recipe(self, checkpoints: Path) -> Recipe:
         return Recipe(
             data=self.data,
             model=self.model,
@@ -155,11 +253,16 @@ def set_up(
     for spec, metric in zip(config.all_metrics(), metrics, strict=True):
         metric.complete(spec.params, task=task)
     model = module if module is not None else config.model
-    network = build_network(model, data.info, registry)
+    with torch.random.fork_rng(devices=[]):  # one seed gives one backbone, pretrained or not
+        torch.manual_seed(config.seed)
+        network = build_network(model, data.info, registry)
+    _check_stages(config, network)
     providers = [registry.get(p.name, "provider") for p in config.providers]
     available = available_fields(task, network.gives, providers)
+    if network.frozen:
+        available |= {FIXED_EMBEDDINGS}
     where = {"registry": registry, "task": task, "available": available}
-    return Setup(
+    setup = Setup(
         config=config,
         plugins=plugins,
         files=files,
@@ -169,8 +272,10 @@ def set_up(
         available=available,
         space=Space.from_document(space_document(config.space, registry, task), **where),
         baseline=Space.from_document(_baseline_document(config, task), **where),
-        metric=metrics[0],
+        deciding=tuple(metrics[: len(config.deciding)]),
     )
+    _ = setup.given  # refused now rather than when its turn comes
+    return setup
 
 
 def space_document(
@@ -209,6 +314,18 @@ def _baseline_document(config: StudyConfig, task: str) -> dict[str, Any]:
     fields = component.Params.model_fields
     fixed = {k: fields[k].default for k in searched}
     return {"task": task, "terms": [{"loss": {"name": spec.name, **fixed, **spec.params}}]}
+
+
+def _check_stages(config: StudyConfig, network: Network) -> None:
+    if network.frozen:
+        return
+    asked = {"finetune": config.finetune is not None, "features.views": config.features.views > 1}
+    for section, given in asked.items():
+        if given:
+            raise StudyError(
+                f"{section} is for a frozen model, whose heads are searched; add freeze: true to "
+                f"the model, or leave {section} out"
+            )
 
 
 def _check_names(config: StudyConfig, registry: Registry) -> None:

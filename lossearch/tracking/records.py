@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lossearch.trials.ledger import Row, State, Trial
@@ -136,7 +136,7 @@ def progress_points(state: State, trial: Trial) -> Iterator[Point]:
 
 @dataclass
 class Update:
-    """What some ledger rows add to one run: the study's, a trial's or a confirmation's."""
+    """What some ledger rows add to one run: a study's, a trial's, or one on a fresh seed."""
 
     name: str
     started: float
@@ -156,8 +156,8 @@ class Update:
 
 def run_key(tags: Mapping[str, str]) -> str:
     """Which of a study's runs has these tags."""
-    trial, seed = tags.get("lossearch.trial"), tags.get("lossearch.seed")
-    return f"trial {trial}" if seed is None else f"trial {trial} seed {seed}"
+    named = {k: tags.get(f"lossearch.{k}") for k in ("trial", "seed", "without")}
+    return " ".join(f"{k} {v}" for k, v in named.items() if v is not None)
 
 
 def collect(state: State, row: Row, updates: dict[str, Update]) -> None:
@@ -170,8 +170,8 @@ def collect(state: State, row: Row, updates: dict[str, Update]) -> None:
     elif event == "verdict":
         for key in ("difference", "p_value"):
             study.add(point(f"verdict.{key}", row.get(key), 0), time)
-    elif event == "confirmed":
-        _confirmation(state, row, updates)
+    elif event in ("confirmed", "ablated"):
+        _on_fresh_seed(state, row, updates)
     elif "trial" in row:
         trial = state.trials[row["trial"]]
         _trial(trial, state, row, updates)
@@ -208,13 +208,21 @@ def _trial(trial: Trial, state: State, row: Row, updates: dict[str, Update]) -> 
         update.end(trial.status, time)
 
 
-def _confirmation(state: State, row: Row, updates: dict[str, Update]) -> None:
+def _on_fresh_seed(state: State, row: Row, updates: dict[str, Update]) -> None:
+    """A confirmation, or an ablation: the same of the trial without a part."""
     trial, seed, time = state.trials[row["trial"]], row["seed"], row["time"]
-    update = Update(f"{trial.label}, seed {seed}", time - row.get("seconds", 0.0))
-    update.tags = trial_tags(trial, state.study)
+    trial = replace(trial, training=trial.final)
+    kind, label = "confirmation", trial.label
+    without: dict[str, str] = {}
+    if row["event"] == "ablated":
+        kind, label = "ablation", f"{trial.label} without {row['part']}"
+        trial = replace(trial, objective=row["objective"])
+        without["lossearch.without"] = row["part"]
+    update = Update(f"{label}, seed {seed}", time - row.get("seconds", 0.0))
+    update.tags = trial_tags(trial, state.study) | without
     update.tags |= {
-        "lossearch.kind": "confirmation",
-        "lossearch.role": "confirmation",
+        "lossearch.kind": kind,
+        "lossearch.role": kind,
         "lossearch.seed": str(seed),
         "lossearch.status": "failed" if row.get("reason") else "finished",
     }

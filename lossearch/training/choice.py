@@ -12,8 +12,11 @@ from lossearch.training.plan import Plan
 from lossearch.training.stacked import Stack, sample_of
 
 WORTH = 1.1  # a stack must be faster than one after the other by more than the noise
-_SIZES = {"cpu": (4, 8, 16, 32), "cuda": (4, 8, 16, 32, 64, 128)}
-_SECONDS = 0.5  # enough time to measure one thing
+_SIZES = (4, 8, 16, 32, 64, 128)  # that are tried on a GPU
+_FEW = 8  # rows that are tried on a CPU
+_SECONDS = 0.5  # enough time to measure one size
+# A CPU's step of this length is spent in kernels: a stack could save dispatch alone.
+_SLOW = 0.1
 _SAME = 1e-3
 
 
@@ -28,30 +31,34 @@ class Choice:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.problem: str | None = None
-        self.most = max(_SIZES["cuda"])
+        self.most = max(_SIZES)
         self._gains: dict[int, float] = {}
-        self._alone: float | None = None
-        self._preferred: int | None = None
 
     def pays(self, size: int) -> bool:
         """Whether this many jobs are done sooner as a stack than one after the other."""
         return size > 1 and self.gain(min(size, self.most)) >= WORTH
 
-    def preferred(self) -> int:
-        """How many jobs a unit should hold; 1 where a stack does not pay."""
-        if self._preferred is None:
-            best, size = 1.0, 1
-            for each in _SIZES[self.plan.device.type]:
-                gain = self.gain(each)
-                if gain < WORTH:
-                    break
-                if gain > 1.1 * best:  # a larger one that gains little only costs memory
-                    best, size = gain, each
-            self._preferred = size
-        return min(self._preferred, self.most)
+    def preferred(self, wanted: int) -> int:
+        """How many jobs a unit should hold, of up to ``wanted``; 1 where a stack does not pay.
+
+        On a CPU a few rows tell: more gain as much or more, and cost only their memory.
+        """
+        most = min(wanted, self.most)
+        if self.plan.device.type == "cpu":
+            return most if self.pays(most) else 1
+        best, size = 1.0, 1
+        for each in (s for s in _SIZES if s <= most):
+            gain = self.gain(each)
+            if gain < WORTH:
+                break
+            if gain > 1.1 * best:  # a larger one that gains little only costs memory
+                best, size = gain, each
+        return min(size, self.most)
 
     def gain(self, size: int) -> float:
         """The time of so many single steps over that of a stacked one; 0 where it fails."""
+        if self.plan.device.type == "cpu":
+            size = min(size, _FEW)
         bucket = 1 << (size.bit_length() - 1)
         if self.problem is not None:
             return 0.0
@@ -73,12 +80,14 @@ class Choice:
                 plan.training.batch_size, device=plan.device
             )))  # fmt: skip
             inputs = batch["inputs"]
-            stack = Stack(network, size, plan.training, sample_of(plan))
-            if self._alone is None:
-                self._check(stack, inputs)
-                self._alone = self._time(self._single(inputs))
+            alone = self._single(inputs)
+            # the first step may load much
+            if plan.device.type == "cpu" and all(self._time(alone) > _SLOW for _ in range(2)):
+                return 0.0
+            stack = Stack(network, size, plan.training, sample_of(plan), plan)
+            self._check(stack, inputs)
             stack.train()
-            return size * self._alone / self._time(lambda: self._stacked(stack, inputs))
+            return size * self._ratio(alone, lambda: self._stacked(stack, inputs))
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             self.refuse(size)
@@ -115,24 +124,29 @@ class Choice:
     def _stacked(self, stack: Stack, inputs: torch.Tensor) -> None:
         rows = range(stack.size)
         with self.plan.autocast():
-            outputs = stack(inputs)
+            outputs = stack(inputs, only_logits=True)
             logits = outputs["logits"].detach().requires_grad_()
             logits.float().square().mean().backward()
             assert logits.grad is not None
             stack.backward(outputs, {"logits": logits.grad}, [frozenset(("logits",))] * len(rows))
         stack.step([1e-4 for _ in rows], [0.0 for _ in rows])
 
-    def _time(self, step: Callable[[], None]) -> float:
-        """Seconds of a step, the shortest of a few; the first one warms up."""
-        best, started = float("inf"), time.perf_counter()
+    def _ratio(self, one: Callable[[], None], other: Callable[[], None]) -> float:
+        """The time of a step over another's: in turns, since others use the machine as well."""
+        best = [float("inf"), float("inf")]
+        started = time.perf_counter()
         for repeat in range(20):
-            begin = time.perf_counter()
-            step()
-            if self.plan.device.type == "cuda":
-                torch.cuda.synchronize(self.plan.device)
-            now = time.perf_counter()
-            if repeat or now - started > _SECONDS:
-                best = min(best, now - begin)
-            if now - started > _SECONDS:
+            for i, step in enumerate((one, other)):
+                taken = self._time(step)
+                if repeat:  # the first one warms up
+                    best[i] = min(best[i], taken)
+            if repeat and time.perf_counter() - started > _SECONDS:
                 break
-        return best
+        return best[0] / best[1]
+
+    def _time(self, step: Callable[[], None]) -> float:
+        begin = time.perf_counter()
+        step()
+        if self.plan.device.type == "cuda":
+            torch.cuda.synchronize(self.plan.device)
+        return time.perf_counter() - begin

@@ -110,7 +110,7 @@ class Cohort:
         self.epoch = first.epoch
         self.order = torch.Generator().manual_seed(first.seed)
         network = plan.network(first.seed, first.scale).to(plan.device)
-        self.stack = Stack(network, len(members), plan.training, sample_of(plan))
+        self.stack = Stack(network, len(members), plan.training, sample_of(plan), plan)
         if first.state is not None:
             checkpoint.set_random_state(first.state, plan.device, self.order)
         for row, member in enumerate(self.members):
@@ -152,7 +152,7 @@ class Cohort:
                 if member.optimizer is not None:
                     member.optimizer.zero_grad(set_to_none=True)
             with plan.autocast():
-                outputs = stack(batch["inputs"])
+                outputs = stack(batch["inputs"], only_logits=self._only_logits)
                 totals += self._learn(batch, outputs)
             self._step(plan.factor(step))
             step += 1
@@ -236,6 +236,7 @@ class Cohort:
 
     def _regroup(self) -> None:
         """Neighbours of one signature become a group, the others slices."""
+        before = {tuple(p.objectives): p for p in getattr(self, "_parts", ())}
         self._parts: list[Group | Slice] = []
         start = 0
         keys = [
@@ -246,11 +247,13 @@ class Cohort:
             while end < len(keys) and keys[start] is not None and keys[end] == keys[start]:
                 end += 1
             objectives = [m.objective for m in self.members[start:end]]
-            if len(objectives) > 1:
-                self._parts.append(Group(objectives, self.plan.device))
-            else:
-                self._parts.append(Slice(objectives[0]))
+            part = before.get(tuple(objectives))
+            if part is None and len(objectives) > 1:
+                part = Group(objectives, self.plan.device, self.plan)
+            self._parts.append(part or Slice(objectives[0]))
             start = end
+        read = frozenset[str]().union(*(p.reads for p in self._parts))
+        self._only_logits = not {"embeddings", "weight"} & read
 
     def _drop(self, leaving: Iterable[Member] = ()) -> None:
         """Shrink the stack by the members that failed, and by those that leave."""

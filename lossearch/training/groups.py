@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad_and_value, vmap
 
 from lossearch.components import Bound
+from lossearch.components.params import WHOLE_BATCH
 from lossearch.objective import Objective
+from lossearch.training.replay import Programs, Tape, agreed
 
 OUTPUTS = ("logits", "embeddings", "weight")
 Gradients = dict[str, Tensor]
+# What a recording could not know to be another the next time: numbers, and whole batches of them.
+_NO_TENSORS = {"epoch", "step", "total_steps", "model", WHOLE_BATCH}
 
 
 def stack_problem(objective: Objective, provided: Set[str] = frozenset()) -> str | None:
@@ -59,7 +64,7 @@ class Slice:
     size = 1
 
     def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+        self.objective, self.objectives = objective, [objective]
         self.reads = objective.reads | objective.uses
 
     def __call__(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Part:
@@ -74,8 +79,10 @@ class Slice:
 class Group:
     """Members whose objectives are the same function with other numbers, in one vmapped call."""
 
-    def __init__(self, objectives: Sequence[Objective], device: torch.device) -> None:
-        self.objectives = objectives
+    def __init__(
+        self, objectives: Sequence[Objective], device: torch.device, owner: Any = None
+    ) -> None:
+        self.objectives, self.owner = objectives, owner or objectives[0]
         self.size = len(objectives)
         first = objectives[0]
         self.template = first
@@ -91,12 +98,47 @@ class Group:
             }
             self.numbers[path] = {n: _column(c, device) for n, c in columns.items() if _differ(c)}
         weights = [[o.spec.terms[i].weight for o in objectives] for i in range(len(first.terms))]
-        self.weights = {i: _column(w, device) for i, w in enumerate(weights) if _differ(w)}
+        self.weights: dict[int, Tensor] = {
+            i: _column(w, device) for i, w in enumerate(weights) if _differ(w)
+        }
+        scales = [o.spec.scale for o in objectives]
+        if _differ(scales):
+            self.weights[-1] = _column(scales, device)  # of the whole
+        # what a recording depends on beside shapes; the columns are given to it
+        shared = tuple(
+            (path, n, v)
+            for path, bound in self.bounds.items()
+            for n, v in bound._values.items()
+            if _is_number(v) and n not in self.numbers[path]
+        )
+        terms = tuple(None if i in self.weights else w[0] for i, w in enumerate(weights))
+        columns = tuple((p, *sorted(n)) for p, n in self.numbers.items())
+        whole = None if -1 in self.weights else scales[0]
+        self.key = self.size, first.spec.task, signature(first), columns, shared, terms, whole
+        self._columns = [c for some in self.numbers.values() for c in some.values()]
+        self._columns += self.weights.values()
+        self.device = device
+        read = {n for b in self.bounds.values() for n in _named(b)}
+        self.replayable = not read & _NO_TENSORS
+        self._programs: dict[Any, _Recorded | None] = {}
 
     def __call__(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Part:
         """Their values ``[members]`` and gradients."""
         leaves = _leaves(outputs, self.reads)
+        shapes = tuple((n, o.shape) for n, o in leaves.items())
+        found = self._programs.get(shapes)
+        if found is not None:
+            return self._again(found, batch, leaves)
+        values = self._values(batch, leaves)
+        values.sum().backward()
+        part = Part(
+            values.detach(), {n: g.grad for n, g in leaves.items() if g.grad is not None}
+        )
+        if self.replayable and shapes not in self._programs:
+            self._programs[shapes] = self._recorded(batch, leaves, part)
+        return part
 
+    def _values(self, batch: Mapping[str, Any], leaves: Gradients) -> Tensor:
         def one(
             numbers: dict[str, dict[str, Tensor]], weights: dict[int, Tensor], own: Gradients
         ) -> Tensor:
@@ -104,23 +146,79 @@ class Group:
                 bound._values = {**plain[path], **numbers[path]}
             fields = _fields(self.template, batch, own)
             terms = [term(fields) for term in self.template.terms]
-            fixed = [term.weight for term in self.template.spec.terms]
+            spec = self.template.spec
             weighted = [
-                weights[i].to(v.dtype) * v if i in weights else v if w == 1 else w * v
-                for i, (v, w) in enumerate(zip(terms, fixed, strict=True))
+                _times(v, weights.get(i, term.weight))
+                for i, (v, term) in enumerate(zip(terms, spec.terms, strict=True))
             ]
-            return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+            value = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+            return _times(value, weights.get(-1, spec.scale))
 
         plain = {path: bound._values for path, bound in self.bounds.items()}
         try:
-            values = vmap(one)(self.numbers, self.weights, leaves)
+            return vmap(one)(self.numbers, self.weights, leaves)
         finally:
             for path, bound in self.bounds.items():
                 bound._values = plain[path]
-        values.sum().backward()
-        return Part(
-            values.detach(), {n: g.grad for n, g in leaves.items() if g.grad is not None}
-        )
+
+    # --- the same kernels again ------------------------------------------------------------
+
+    def _recorded(
+        self, batch: Mapping[str, Any], leaves: Gradients, part: Part
+    ) -> _Recorded | None:
+        """The kernels that give this part; ``None`` where they may differ for another batch."""
+        names = [n for n in leaves if n in part.gradients]
+        fixed = [n for n in leaves if n not in names]
+        fields = [n for n, v in batch.items() if isinstance(v, Tensor)]
+        size = next(iter(leaves.values())).shape[1]
+
+        def record(again: bool) -> Programs:
+            def other(tensor: Tensor, dim: int) -> Tensor:
+                """The samples in another order."""
+                turns = again and tensor.ndim > dim and tensor.shape[dim] == size
+                return tensor.flip(dim) if turns else tensor.detach()
+
+            own = {n: other(t, 1) for n, t in leaves.items()}
+            given = {n: other(batch[n], 0) for n in fields}
+
+            def summed(own: Gradients, rest: Gradients, given: Gradients) -> tuple[Tensor, Tensor]:
+                values = self._values({**batch, **given}, {**own, **rest})
+                return values.sum(), values
+
+            tape = Tape()
+            with tape.record():  # grad() wraps the batch too: checks of values leave it alone
+                gradients, (_, values) = grad_and_value(summed, has_aux=True)(
+                    {n: own[n] for n in names}, {n: own[n] for n in fixed}, given
+                )
+            outputs = [values, *(gradients[n] for n in names)]
+            inputs = [*own.values(), *given.values(), *self._columns]
+            return Programs(tape, [inputs], [outputs])
+
+        shapes = tuple((n, t.shape, t.dtype) for n, t in (*leaves.items(), *batch.items())
+                       if isinstance(t, Tensor))  # fmt: skip
+        programs = agreed(self.owner, (*self.key, shapes, tuple(names)), record)
+        if programs is None:
+            return None
+        return _Recorded(programs, fields, names, part.values.dtype)
+
+    def _again(self, found: _Recorded, batch: Mapping[str, Any], leaves: Gradients) -> Part:
+        values = torch.empty(self.size, dtype=found.dtype, device=self.device)
+        gradients = {n: torch.empty_like(leaves[n]) for n in found.names}
+        with torch.no_grad():
+            found.programs.runs[0](
+                (),
+                [values, *gradients.values()],
+                [*leaves.values(), *(batch[n] for n in found.fields), *self._columns],
+            )
+        return Part(values, gradients)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    programs: Programs
+    fields: list[str]  # of the batch
+    names: list[str]  # of the outputs that get a gradient
+    dtype: torch.dtype  # of the values
 
 
 class Part:
@@ -149,6 +247,18 @@ def _fields(
     if objective.spec.task == "regression" and "logits" in leaves:
         fields["predictions"] = leaves["logits"]
     return fields
+
+
+def _named(bound: Bound) -> tuple[str, ...]:
+    """The fields that it may look at."""
+    signature = bound.component.signature
+    return (WHOLE_BATCH,) if signature.whole_batch else signature.required + signature.optional
+
+
+def _times(value: Tensor, factor: Tensor | float) -> Tensor:
+    if isinstance(factor, Tensor):
+        return factor.to(value.dtype) * value
+    return value if factor == 1 else factor * value
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Several copies of one network trained as one: parameters, buffers and optimizer states in rows.
 
-One forward and one backward serve all rows. The optimizer runs torch's own fused kernel on each
-row, with the row's learning rate, so that a row moves exactly as the network alone would.
+One forward and one backward serve all rows: under vmap, and from the second batch on, where only
+the logits are wanted, as the recorded kernels of it. The optimizer runs torch's own fused kernel
+on each row, with the row's learning rate, so that a row moves exactly as the network alone would.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from torch.func import functional_call, vmap
 
 from lossearch.errors import ModelError
 from lossearch.models import Network
+from lossearch.training.blocks import Blocks
 from lossearch.training.config import TrainingConfig
 from lossearch.training.plan import Plan
+from lossearch.training.replay import NotReplayable
 
 Outputs = dict[str, Tensor]
 _ADAM = ("exp_avg", "exp_avg_sq")
+# Forward passes that keep nothing but buffers; others might count or draw in Python.
+_KNOWN = ("torch.nn.", "lossearch.models.", "timm.")
+_LARGE = 1 << 24  # parameters in all: from there on kernels are long, and copies cost memory
 
 
 class Stack:
@@ -31,15 +37,21 @@ class Stack:
         size: The number of rows.
         training: The optimizer and the clipping.
         sample: A few inputs, to learn which buffers training changes.
+        owner: For whom recorded kernels are kept, beyond this stack.
 
     Raises:
         ModelError: the network cannot be stacked.
     """
 
     def __init__(
-        self, network: Network, size: int, training: TrainingConfig, sample: Tensor
+        self,
+        network: Network,
+        size: int,
+        training: TrainingConfig,
+        sample: Tensor,
+        owner: Any = None,
     ) -> None:
-        self.size, self.training = size, training
+        self.size, self.training, self.owner = size, training, owner or network
         self.keys = _canonical(network)
         self.skeleton = copy.deepcopy(network).to("meta")
         changing = _changing(network, sample)
@@ -69,10 +81,16 @@ class Stack:
         weight = next((n for n, p in network.named_parameters() if p is network.weight), None)
         self.weight = weight if weight in self.parameters else None
         self._reached: dict[str, tuple[bool, ...]] = {}
+        known = all(type(m).forward.__module__.startswith(_KNOWN) for m in network.modules())
+        self.replayable = known and sum(p.numel() for p in self.parameters.values()) < _LARGE
         self._view()
 
     def _view(self) -> None:
         """Each row of each tensor, cut once and not at every step."""
+        self._recorded: dict[Any, Blocks | None] = {}
+        self._pending: Blocks | None = None
+        self._grads = [torch.empty_like(p.detach()) for p in self.parameters.values()]
+        self._grad_rows = _rows(self._grads, self.size)
         parameters = [p.detach() for p in self.parameters.values()]
         self._rows = _rows(parameters, self.size)
         self._moment_rows = {k: _rows(v, self.size) for k, v in self.moments.items()}
@@ -84,22 +102,51 @@ class Stack:
         """Training or evaluation mode."""
         self.skeleton.train(mode)
 
-    def __call__(self, inputs: Tensor) -> Outputs:
+    def __call__(self, inputs: Tensor, *, only_logits: bool = False) -> Outputs:
         """Every row's ``logits`` and, with a head, ``embeddings``, ``[rows, B, ...]``.
 
         Rows draw alike: trained alone, each would draw the same from the same seed.
-        """
-        def one(row: Mapping[str, Tensor], inputs: Tensor) -> Outputs:
-            return functional_call(self.skeleton, {**self.shared, **row}, (inputs,))
 
-        rows = {**self.parameters, **self.buffers}
+        Args:
+            inputs: A batch.
+            only_logits: Nothing else is wanted.
+        """
+        self._pending = self._blocks(inputs) if only_logits and self.replayable else None
+        if self._pending is not None:
+            return {"logits": self._pending.forward(inputs)}
+        return self._forward({**self.parameters, **self.buffers}, inputs, self.shared)
+
+    def _forward(
+        self, rows: Mapping[str, Tensor], inputs: Tensor, shared: Mapping[str, Tensor]
+    ) -> Outputs:
+        def one(row: Mapping[str, Tensor], inputs: Tensor) -> Outputs:
+            return functional_call(self.skeleton, {**shared, **row}, (inputs,))
+
         return vmap(one, in_dims=(0, None), randomness="same")(rows, inputs)
+
+    def _blocks(self, inputs: Tensor) -> Blocks | None:
+        """The recorded kernels for batches like this one; ``None`` where they cannot be."""
+        key = self.skeleton.training, inputs.shape, inputs.dtype
+        if key not in self._recorded:
+            try:
+                self._recorded[key] = Blocks(
+                    self.owner,
+                    lambda *given: self._forward(*given)["logits"],
+                    self.parameters,
+                    self.buffers,
+                    self.shared,
+                    inputs,
+                    training=self.skeleton.training,
+                )
+            except NotReplayable:
+                self._recorded[key] = None
+        return self._recorded[key]
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """Every row's logits, in evaluation mode, without gradients."""
         self.train(False)
-        with torch.inference_mode():
-            return self(inputs)["logits"]
+        with torch.no_grad():
+            return self(inputs, only_logits=True)["logits"]
 
     def backward(
         self,
@@ -115,11 +162,18 @@ class Stack:
             reached: For each row, where its loss has a gradient. What a loss does not reach, the
                 optimizer leaves alone.
         """
+        self._skip: list[tuple[bool, ...] | None] = [None] * self.size
+        if self._pending is not None:
+            self._ready = "logits" in gradients
+            if self._ready:
+                places = [[g[part] for g in self._grads] for part, *_ in self._pending.blocks]
+                self._pending.backward(gradients["logits"], places)
+            return
+        self._ready = False
         for parameter in self.parameters.values():
             parameter.grad = None
         names = [n for n in outputs if n in gradients]
         everywhere = frozenset().union(*reached)
-        self._skip: list[tuple[bool, ...] | None] = [None] * self.size
         for row, names_reached in enumerate(reached):
             if names_reached != everywhere:
                 self._skip[row] = self._untouched(outputs, names_reached)
@@ -153,6 +207,13 @@ class Stack:
     @torch.no_grad()
     def step(self, rates: Sequence[float], decays: Sequence[float]) -> None:
         """Clip each row's gradient, and move each row at its own learning rate."""
+        if self._ready:
+            if self.training.clip_norm is not None:
+                _clip(self._grads, self.training.clip_norm)
+            self.steps += 1
+            for row, grad in enumerate(self._grad_rows):
+                self._move(row, None, grad, rates[row], decays[row])
+            return
         grads = [p.grad for p in self.parameters.values()]
         if self.training.clip_norm is not None:
             _clip([g for g in grads if g is not None], self.training.clip_norm)

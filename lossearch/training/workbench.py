@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ class Recipe:
     providers: tuple[ComponentSpec, ...] = ()
     files: tuple[FilePlugin, ...] = ()
     plugins: tuple[PluginInfo, ...] = ()
+    full: Recipe | None = None  # the second stage: the whole network, where this one has heads
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,26 @@ class Job:
     seed: int
     until: int
     test: bool = False  # a confirmation: measure the test split at the end
+    full: bool = False  # of the second stage
+    variant: int | None = None  # of the trial: which learning rate is probed, what is left out
 
     @property
     def name(self) -> str:
-        return f"{self.trial}-{self.seed}"
+        name = f"{self.trial}-{self.seed}"
+        return name if self.variant is None else f"{name}-{self.variant}"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Objectives to train together on one worker."""
+    """Objectives to train together on one worker.
+
+    With ``measure``, a number of jobs, the worker also finds out how many of up to so many it
+    should be given at a time.
+    """
 
     number: int
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job, ...] = ()
+    measure: int = 0
 
 
 @dataclass
@@ -90,6 +99,16 @@ class JobResult:
     seconds: float = 0.0
     reason: Reason | None = None
     detail: str = ""
+    variant: int | None = None
+
+
+@dataclass
+class UnitResult:
+    """What became of a unit's jobs; the size that it was asked to measure, and why not more."""
+
+    jobs: list[JobResult] = field(default_factory=list)
+    size: int | None = None
+    problem: str | None = None
 
 
 class Workbench:
@@ -113,26 +132,31 @@ class Workbench:
             recipe.data, recipe.model, recipe.training, self.first, registry, recipe.providers
         )
         self.choice = Choice(self.plan)
+        self._full: Workbench | None = None
         made = (registry.get(p.name, "provider").gives for p in recipe.providers)
         self._provided = frozenset(name for names in made for name in names)
 
-    def run(self, unit: Unit) -> list[JobResult]:
+    def run(self, unit: Unit) -> UnitResult:
         """Train every job of a unit; a job that fails is a result, never an exception.
 
         Jobs that can be stacked, and are faster so, are trained together.
         """
+        if unit.jobs and unit.jobs[0].full:
+            jobs = tuple(replace(job, full=False) for job in unit.jobs)
+            return self._second().run(replace(unit, jobs=jobs))
         torch.set_num_threads(self.recipe.training.threads)
         results: dict[int, JobResult] = {}
         if len(unit.jobs) > 1 and self.choice.pays(len(unit.jobs)):
             self._run_cohorts(dict(enumerate(unit.jobs)), results)
-        return [
-            results[i] if i in results else self._run(job) for i, job in enumerate(unit.jobs)
-        ]
+        done = [results[i] if i in results else self._run(job) for i, job in enumerate(unit.jobs)]
+        if not unit.measure:
+            return UnitResult(done)
+        return UnitResult(done, self.preferred_size(unit.measure), self.choice.problem)
 
-    def preferred_size(self) -> int:
-        """How many jobs a unit should hold for this model; measured once."""
+    def preferred_size(self, wanted: int) -> int:
+        """How many jobs a unit should hold, of up to so many; measured once for a model."""
         torch.set_num_threads(self.recipe.training.threads)
-        return self.choice.preferred()
+        return self.choice.preferred(wanted)
 
     def stack_problem(self, job: Job) -> str | None:
         """Why a job trains alone, or ``None`` where it can join a cohort."""
@@ -142,6 +166,13 @@ class Workbench:
         with torch.random.fork_rng():
             objective = self.plan.objective(ObjectiveSpec.parse(job.objective), job.seed)
         return stack_problem(objective, self._provided)
+
+    def _second(self) -> Workbench:
+        """The bench of the second stage."""
+        if self._full is None:
+            assert self.recipe.full is not None
+            self._full = Workbench(self.recipe.full, self.registry)
+        return self._full
 
     # --- cohorts ---------------------------------------------------------------------------
 
@@ -201,6 +232,7 @@ class Workbench:
 
     def _result(self, job: Job, member: Member, seconds: float) -> JobResult:
         result = JobResult(job.trial, job.seed, curve=member.curve, done=member.done)
+        result.variant = job.variant
         result.epoch = int(member.curve[-1]["epoch"]) if member.curve else 0
         result.seconds = member.seconds + seconds
         result.metrics, result.test = member.metrics, member.tested
@@ -230,7 +262,7 @@ class Workbench:
 
     def _run(self, job: Job) -> JobResult:
         started = time.perf_counter()
-        result = JobResult(job.trial, job.seed)
+        result = JobResult(job.trial, job.seed, variant=job.variant)
         try:
             with _quietly():
                 self._train(job, result)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Finalist:
     training: dict[str, float]
     validation: Mapping[int, float]
     test: Mapping[int, float]
+    measured: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # all test metrics
 
     def summary(self, seeds: Sequence[int]) -> dict[str, Any]:
         values = [self.test[s] for s in seeds]
@@ -78,13 +79,20 @@ class Finalist:
 
 
 def judge(
-    baseline: Finalist, candidates: Sequence[Finalist], *, metric: str, maximize: bool
+    baseline: Finalist, candidates: Sequence[Finalist], metrics: Mapping[str, bool]
 ) -> dict[str, Any]:
     """The content of ``verdict.json``, but for the study's counts.
 
     The winner is the candidate with the best mean *validation* value over the fresh seeds, so the
     test split takes no part in choosing it. It is recommended where its test difference is in the
-    metric's direction and significant at 5 % after correction; else the baseline is.
+    metric's direction and significant at 5 % after correction; else the baseline is. With several
+    metrics it must be ahead in one of them, corrected for their number too, and significantly
+    behind in none.
+
+    Args:
+        baseline: The tuned baseline.
+        candidates: The finalists.
+        metrics: Those that decide, the first one leading, and whether more of each is better.
 
     Raises:
         ValueError: fewer than two seeds on which the baseline and every candidate ended.
@@ -92,7 +100,9 @@ def judge(
     seeds = sorted(set(baseline.test).intersection(*(c.test for c in candidates)))
     if not candidates or len(seeds) < 2:
         raise ValueError("a verdict needs a candidate and two seeds that all finished")
+    metric, maximize = next(iter(metrics.items()))
     base = [baseline.test[s] for s in seeds]
+    tests = len(candidates) * len(metrics)
     rows: list[dict[str, Any]] = []
     for candidate in candidates:
         paired = compare([candidate.test[s] for s in seeds], base)
@@ -101,13 +111,19 @@ def judge(
                 **candidate.summary(seeds),
                 "difference": paired.difference,
                 "interval": [paired.low, paired.high],
-                "p_value": min(1.0, paired.p_value * len(candidates)),
+                "p_value": min(1.0, paired.p_value * tests),
                 "validation": float(np.mean([candidate.validation[s] for s in seeds])),
             }
         )
+        if len(metrics) > 1:
+            rows[-1]["metrics"] = {
+                m: _against(candidate, baseline, m, seeds, tests) for m in metrics
+            }
     sign = 1 if maximize else -1
     winner = max(rows, key=lambda r: sign * r["validation"])
     better = sign * winner["difference"] > 0 and winner["p_value"] < ALPHA
+    if len(metrics) > 1:
+        better = _trades_well(winner["metrics"], metrics)
     return {
         "metric": metric,
         "maximize": maximize,
@@ -119,4 +135,30 @@ def judge(
         "p_value": winner["p_value"],
         "seeds": seeds,
         "candidates": rows,
+        **({"metrics": winner["metrics"]} if len(metrics) > 1 else {}),
     }
+
+
+def _against(
+    candidate: Finalist, baseline: Finalist, metric: str, seeds: Sequence[int], tests: int
+) -> dict[str, Any]:
+    """One of several metrics, of a candidate and of the baseline."""
+    sides = [[f.measured[s][metric] for s in seeds] for f in (candidate, baseline)]
+    paired = compare(*sides)
+    return {
+        "mean": float(np.mean(sides[0])),
+        "baseline": float(np.mean(sides[1])),
+        "difference": paired.difference,
+        "interval": [paired.low, paired.high],
+        "p_value": min(1.0, paired.p_value * tests),
+        "ahead": paired.p_value * tests < ALPHA,
+        "differs": paired.p_value < ALPHA,  # uncorrected, to see harm early
+    }
+
+
+def _trades_well(found: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, bool]) -> bool:
+    """Ahead in one metric, and behind in none."""
+    gains = {m: (1 if up else -1) * found[m]["difference"] for m, up in metrics.items()}
+    ahead = any(gains[m] > 0 and found[m]["ahead"] for m in metrics)
+    behind = any(gains[m] < 0 and found[m]["differs"] for m in metrics)
+    return ahead and not behind

@@ -7,15 +7,24 @@ Events and their own keys (each line also has ``event`` and ``time``, seconds si
 
 ``study``      name, config (resolved), data (the DataInfo), model, versions, plugins, left_out
 ``resumed``    (nothing more)
-``proposed``   trial, role, objective, label, training, params, distributions
+``measured``   jobs (how many a unit holds), problem (why the model cannot be stacked, or null)
+``proposed``   trial, role, objective, label, training, params, distributions,
+               plays_baseline, control, sampler (what it keeps with the trial)
+``probed``     trial, rates (learning rates that were tried), scores, point (the one that goes on)
 ``rung``       trial, epoch, score, seconds, curve (one row an epoch since the last rung)
 ``finished``   trial, score, metrics, epochs, seconds
 ``pruned``     trial, epoch, score
 ``failed``     trial, reason, detail, epoch
 ``rejected``   trial, reason, detail, equals (a trial that it repeats), and what ``proposed`` has
+``searched``   reason (why the search proposed no more)
+``finetuned``  trial, values (training hyperparameters), variant, score, metrics, seconds, reason
 ``confirmed``  trial, seed, validation, test (metric -> value), curve, seconds
+``ablated``    the same of the winner without a part: also part (its name), objective, reason
 ``verdict``    the content of verdict.json
 ``ended``      status (``complete``, ``interrupted`` or ``failed``)
+
+Where several metrics decide, ``rung`` and ``finished`` also have ``scores`` (metric -> value);
+``score`` is the first of them.
 """
 
 from __future__ import annotations
@@ -37,7 +46,7 @@ try:
 except ImportError:  # Windows has no flock: there, nobody guards against two runs of one study
     fcntl = None
 
-Role = Literal["baseline", "reference", "search"]
+Role = Literal["baseline", "given", "reference", "search"]
 Status = Literal["running", "finished", "pruned", "failed", "rejected"]
 Row = dict[str, Any]
 
@@ -162,11 +171,43 @@ class Trial:
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     rungs: dict[int, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    rung_scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     detail: str = ""
     equals: int | None = None
+    plays_baseline: bool = False  # its objective is the baseline's, in another guise
+    control: int | None = None  # the finalist whose hyperparameters the baseline is tried at
+    rates: list[float] = field(default_factory=list)
+    point: int | None = None
+    full: Row | None = None  # the best of its ``finetuned`` rows
     started: float = 0.0
     ended: float = 0.0
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """The training hyperparameters that it goes on with: of the rates probed, the best."""
+        if self.point is None:
+            return self.training
+        return {**self.training, "lr": self.rates[self.point]}
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """Those of its last stage."""
+        return self.tuned if self.full is None else self.full["values"]
+
+    def values(self, epoch: int | None = None) -> tuple[float, ...]:
+        """What decides, at a rung or (without ``epoch``) at the end: a value for each metric.
+
+        Empty where there is none, or one of several is not a number.
+        """
+        if epoch is None:
+            score, scores = self.score, self.scores
+        else:
+            score, scores = self.rungs.get(epoch), self.rung_scores.get(epoch, {})
+        found = tuple(scores.values()) or (score,)
+        return tuple(v for v in found if v is not None) if None not in found else ()
 
 
 @dataclass
@@ -182,14 +223,41 @@ class Confirmation:
 
 
 @dataclass
+class Ablation:
+    """One training of the winner without a part, on a seed of the confirmations."""
+
+    trial: int
+    part: str
+    objective: dict[str, Any]
+    seed: int
+    validation: float | None
+    test: dict[str, float]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass
 class State:
-    """What the ledger says, put together."""
+    """What the ledger says, put together.
+
+    Attributes:
+        seconds: How long the study has run, up to its last row; without the time between a stop,
+            or a kill, and the next resume.
+        last: The time of the last row.
+    """
 
     study: Row = field(default_factory=dict)
     trials: dict[int, Trial] = field(default_factory=dict)
     confirmations: list[Confirmation] = field(default_factory=list)
+    ablations: list[Ablation] = field(default_factory=list)
+    finetuned: list[Row] = field(default_factory=list)
     verdict: Row | None = None
     ended: str | None = None
+    unit: Row | None = None  # the ``measured`` row
+    stopped: str | None = None  # why the search ended
+    seconds: float = 0.0
+    last: float = 0.0
 
     def counts(self) -> dict[str, int]:
         """How many trials have each status."""
@@ -225,10 +293,18 @@ def replay(rows: Iterable[Row]) -> State:
 def apply(state: State, row: Row) -> None:
     """Bring ``state`` forward by one row."""
     event = row["event"]
+    now = row.get("time", state.last)
+    if event not in ("study", "resumed"):
+        state.seconds += max(now - state.last, 0.0)  # a clock may be set back
+    state.last = now
     if event == "study":
         state.study = row
     elif event == "resumed":
         state.ended = None
+    elif event == "measured":
+        state.unit = row
+    elif event == "searched":
+        state.stopped = row["reason"]
     elif event in ("proposed", "rejected") and row["trial"] not in state.trials:
         trial = Trial(
             row["trial"],
@@ -238,11 +314,27 @@ def apply(state: State, row: Row) -> None:
             row["training"],
             row.get("params", {}),
             row.get("distributions", {}),
+            sampler=row.get("sampler", {}),
+            plays_baseline=row.get("plays_baseline", False),
+            control=row.get("control"),
             started=row["time"],
         )
         state.trials[trial.number] = trial
         if event == "rejected":
             _end(trial, row, "rejected")
+    elif event == "probed":
+        trial = state.trials[row["trial"]]
+        trial.rates, trial.point = row["rates"], row["point"]
+        if "training.lr" in trial.params:  # what a sampler learns from is what was trained
+            trial.params = {**trial.params, "training.lr": trial.tuned["lr"]}
+    elif event == "finetuned":
+        state.finetuned.append(row)
+        trial = state.trials[row["trial"]]
+        sign = 1 if state.study.get("maximize", True) else -1
+        if row["score"] is not None and (
+            trial.full is None or sign * row["score"] > sign * trial.full["score"]
+        ):
+            trial.full = row
     elif event == "rung":
         trial = state.trials[row["trial"]]
         trial.epoch, trial.score = row["epoch"], row["score"]
@@ -250,9 +342,12 @@ def apply(state: State, row: Row) -> None:
         trial.curve += row["curve"]
         if row["score"] is not None:
             trial.rungs[row["epoch"]] = row["score"]
+            if row.get("scores"):
+                trial.rung_scores[row["epoch"]] = row["scores"]
     elif event in ("finished", "pruned", "failed", "rejected"):
         trial = state.trials[row["trial"]]
         trial.score = row.get("score")
+        trial.scores = row.get("scores", {})
         trial.metrics = row.get("metrics", {})
         _end(trial, row, event)
     elif event == "confirmed":
@@ -264,6 +359,20 @@ def apply(state: State, row: Row) -> None:
                 row["test"],
                 row.get("curve", []),
                 row.get("seconds", 0.0),
+            )
+        )
+    elif event == "ablated":
+        state.ablations.append(
+            Ablation(
+                row["trial"],
+                row["part"],
+                row["objective"],
+                row["seed"],
+                row["validation"],
+                row["test"],
+                row.get("curve", []),
+                row.get("seconds", 0.0),
+                row.get("reason", ""),
             )
         )
     elif event == "verdict":

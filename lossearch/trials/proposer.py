@@ -1,62 +1,99 @@
-"""What to try next: Optuna by ask and tell, references first, an equal share for the baseline."""
+"""What to try next: by ask and tell, references first, an equal share for the baseline."""
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lossearch.errors import StudyError
 from lossearch.space import Between, Space, Value
 from lossearch.spec import ObjectiveSpec
 from lossearch.trials.ledger import Role, Trial
 from lossearch.trials.rungs import RungsConfig
+from lossearch.trials.samplers import History, frozen, new_study
+from lossearch.trials.tpe import FINISHED
+from lossearch.trials.units import written
 
 # A baseline tuned at fewer points than this is a straw man.
 MIN_BASELINE = 5
+# Trials where another budget than their number ends the search.
+MANY = 10_000
 
 
 class SearchConfig(BaseModel):
-    """The ``search:`` section of a study."""
+    """The ``search:`` section of a study: it ends with the first of its budgets."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    trials: int = Field(default=50, ge=2, description="in all, the baseline's included")
-    sampler: Literal["tpe", "gp", "cmaes", "random"] = "tpe"
+    trials: int = Field(
+        default=50,
+        ge=2,
+        description="in all, the baseline's included; 10,000 where epochs or hours are given",
+    )
+    epochs: int | None = Field(default=None, ge=1, description="trained in all, in the search")
+    hours: float | None = Field(default=None, gt=0, description="of the search, by the clock")
+    gpu_hours: float | None = Field(default=None, gt=0, description="of training, on all devices")
+    patience: int | None = Field(default=None, ge=1, description="trials without a new best")
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "evolution", "random"] = "tpe"
     rungs: RungsConfig | None = RungsConfig()
     references: bool = Field(default=True, description="first each loss at its paper's defaults")
+    given: tuple[str | dict[str, Any], ...] = Field(
+        default=(), description="objectives to try before all others; a loss's name will do"
+    )
+    warm_start: tuple[str, ...] = Field(
+        default=(), description="folders of earlier studies to learn from"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _many_trials(cls, value: Any) -> Any:
+        budgets = ("epochs", "hours", "gpu_hours")
+        if isinstance(value, dict) and any(value.get(k) is not None for k in budgets):
+            return {"trials": MANY, **value}
+        return value
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An objective to try, with its training hyperparameters."""
+    """An objective to try, with its training hyperparameters.
+
+    Attributes:
+        sampler: What the sampler keeps with the trial, for the ledger.
+    """
 
     role: Role
     objective: ObjectiveSpec
     training: dict[str, float]
     params: dict[str, Any]
     distributions: dict[str, str]
+    sampler: dict[str, Any] = field(default_factory=dict)
 
 
 class Proposer:
     """Proposes trials, and learns from what the ledger says became of them.
 
-    The baseline has an Optuna study of its own, over the training hyperparameters alone. It gets
-    a turn whenever some loss has had more trials than it, so that no objective is tuned longer
-    than the baseline.
+    The baseline has a history of its own, over the training hyperparameters alone. It gets a turn
+    whenever some loss has had more trials than it, so that no objective is tuned longer than the
+    baseline.
 
-    Each proposal is made by a new Optuna study that holds the ledger's trials, with a seed of its
-    own: so a resumed study proposes what the uninterrupted one would have.
+    Each proposal depends on the ledger's trials and a seed of its own alone: so a resumed study
+    proposes what the uninterrupted one would have, and trials that are under way are kept away
+    from. For several at once, propose and :meth:`register` one after the other.
+
+    Args:
+        space: What is searched.
+        baseline: The baseline as a space.
+        tuning: The training hyperparameters, with their ranges.
+        config: How to search.
+        maximize: Whether more is better; one for each metric where several decide.
+        seed: The study's.
+        given: Objectives to try before all others.
+        warm: Trials of earlier studies, at points of this space or of the baseline's, to learn
+            from; no trials of this study.
     """
 
     def __init__(
@@ -66,31 +103,37 @@ class Proposer:
         tuning: Mapping[str, Between | Value],
         config: SearchConfig,
         *,
-        maximize: bool,
+        maximize: bool | Sequence[bool],
         seed: int,
+        given: Sequence[ObjectiveSpec] = (),
+        warm: Sequence[Trial] = (),
     ) -> None:
         self.space, self.baseline = space, baseline
-        self.tuning, self.config = tuning, config
-        self.maximize, self.seed = maximize, seed
+        self.tuning, self.config, self.seed = tuning, config, seed
+        self.maximize = (maximize,) if isinstance(maximize, bool) else tuple(maximize)
+        self._history = History(config.sampler, self.maximize, config.trials)
+        self._baselines = History(config.sampler, self.maximize, config.trials)
         self._trials: list[Trial] = []  # the ledger's own, which change as they run
-        self._attributes: dict[int, dict[str, Any]] = {}  # what CMA-ES keeps with its trials
-        self._frozen: dict[int, tuple[Any, FrozenTrial]] = {}
+        self._own, self._per_loss = 0, Counter[str]()  # trials of the baseline and of each loss
+        self._given = list(given)
         self._references = list(space.references()) if config.references else []
+        for trial in warm:
+            (self._baselines if trial.role == "baseline" else self._history).add(trial, trial)
 
     @property
     def left(self) -> int:
-        """How many proposals the budget still has."""
+        """How many proposals the budget of trials still has."""
         return self.config.trials - len(self._trials)
 
     def next_role(self) -> Role:
         """Whose turn it is."""
-        trained = [t for t in self._trials if t.status != "rejected"]
-        per_loss = Counter(_main_loss(t) for t in trained if t.role != "baseline")
-        own, most = len(trained) - per_loss.total(), max(per_loss.values(), default=0)
+        own, most = self._own, max(self._per_loss.values(), default=0)
         # the last trial of all could only put a loss ahead
         if own == 0 or own < most or (self.left == 1 and own == most):
             return "baseline"
-        if self._references and per_loss.total() < self.config.trials // 2:
+        if self._given:
+            return "given"
+        if self._references and self._per_loss.total() < self.config.trials // 2:
             return "reference"
         share = min(MIN_BASELINE, self.config.trials // 3)
         return "baseline" if own < share else "search"
@@ -98,88 +141,74 @@ class Proposer:
     def propose(self) -> Proposal:
         """The next objective to try; :meth:`register` it once it is in the ledger."""
         role = self.next_role()
-        space = self.baseline if role == "baseline" else self.space
-        study = self._study(role == "baseline")
-        defaults = {
-            f"training.{k}": node.default
-            for k, node in self.tuning.items()
-            if isinstance(node, Between)
-        }
-        if role == "reference":
-            study.enqueue_trial({**self._references[0][1], **defaults})
-        elif role == "baseline" and not study.get_trials(deepcopy=False):
-            first = next(iter(self.baseline.references()))[1]
-            study.enqueue_trial({**first, **defaults})
+        space, history = self.space, self._history
+        params: dict[str, Any] | None = None
+        if role == "given":
+            params = space.locate(self._given[0])
+            if params is None:  # outside the space, it is tried as it is
+                return Proposal(role, self._given[0], self._defaults, {}, {})
+        elif role == "reference":
+            params = self._references[0][1]
+        elif role == "baseline":
+            space, history = self.baseline, self._baselines
+            if not any(t.role == "baseline" for t in self._trials):
+                params = next(iter(space.references()))[1]
+        if params is not None:
+            tuned = [k for k, node in self.tuning.items() if isinstance(node, Between)]
+            params = {**params, **{f"training.{k}": self._defaults[k] for k in tuned}}
+        seeds = np.random.SeedSequence([self.seed, len(self._trials)])
+        study = history.study(int(seeds.generate_state(1)[0]))
+        if params is not None:
+            study.enqueue_trial(params)
         trial = study.ask()
         objective = space.suggest(trial)
         values = {k: node.suggest(trial, f"training.{k}") for k, node in self.tuning.items()}
-        distributions = {k: distribution_to_json(d) for k, d in trial.distributions.items()}
-        self._attributes[len(self._trials)] = study.get_trials(deepcopy=False)[-1].system_attrs
-        return Proposal(role, objective, values, dict(trial.params), distributions)
+        asked = study.get_trials(deepcopy=False)[-1]
+        distributions = {k: written(d) for k, d in asked.distributions.items()}
+        notes = {k: v for k, v in asked.system_attrs.items() if k != "fixed_params"}
+        return Proposal(role, objective, values, dict(asked.params), distributions, notes)
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            k: node.default if isinstance(node, Between) else node.value
+            for k, node in self.tuning.items()
+        }
 
     def register(self, trial: Trial) -> None:
-        """Count a trial of the ledger, and learn from it what will become of it."""
+        """Count a trial of the ledger, and learn from it what will become of it.
+
+        Only whether it was rejected must be known by now.
+        """
         self._trials.append(trial)
+        if trial.status != "rejected":
+            self._per_loss[_main_loss(trial)] += trial.role != "baseline"
+            self._own += trial.role == "baseline"
+        # what repeats a trial has its fate: the sampler learns its score at these parameters too
+        fate = trial if trial.equals is None else self._trials[trial.equals]
+        (self._baselines if trial.role == "baseline" else self._history).add(trial, fate)
         if trial.role == "reference":
             self._references = self._references[1:]
+        elif trial.role == "given":
+            self._given = self._given[1:]
 
     def restore(self, trials: Iterable[Trial]) -> None:
         """Take up the trials of a ledger, in order."""
         for trial in trials:
             self.register(trial)
 
-    def _study(self, baseline: bool) -> optuna.Study:
-        """All that is known by now, as the sampler reads it."""
-        seeds = np.random.SeedSequence([self.seed, len(self._trials)])
-        known = [
-            self._known(number, trial)
-            for number, trial in enumerate(self._trials)
-            if (trial.role == "baseline") == baseline
-        ]
-        seed = int(seeds.generate_state(1)[0])
-        return _study(self.config.sampler, self.maximize, seed, _LedgerStorage(known))
 
-    def _known(self, number: int, trial: Trial) -> FrozenTrial:
-        """A trial as Optuna keeps it, made anew only when something has become of it."""
-        # what repeats a trial has its fate: the sampler learns its score at these parameters too
-        fate = trial if trial.equals is None else self._trials[trial.equals]
-        stage = (fate.status, len(fate.rungs))
-        cached = self._frozen.get(number)
-        if cached is None or cached[0] != stage:
-            own = {"params": trial.params, "distributions": trial.distributions}
-            frozen = _frozen(replace(fate, **own), self._attributes.get(number))
-            frozen.number = number + 1  # the trial that is asked for has the number 0
-            cached = self._frozen[number] = (stage, frozen)
-        return cached[1]
+def importance(trials: Iterable[Trial], *, maximize: bool | Sequence[bool]) -> dict[str, float]:
+    """How much each parameter of the space mattered for the score (fANOVA), most first.
 
-
-class _LedgerStorage(InMemoryStorage):
-    """Optuna's view of the ledger: its trials as they stand, and the one being asked for.
-
-    Optuna's own storages copy every trial on its way in: at trial 5,000 seconds for a proposal.
+    Where several metrics decide, the first of them.
     """
-
-    def __init__(self, known: list[FrozenTrial]) -> None:
-        super().__init__()
-        self._ledger = known
-
-    def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-    ) -> list[FrozenTrial]:
-        asked = super().get_all_trials(study_id, deepcopy, states)
-        return [t for t in self._ledger if states is None or t.state in states] + asked
-
-
-def importance(trials: Iterable[Trial], *, maximize: bool) -> dict[str, float]:
-    """How much each parameter of the space mattered for the score (fANOVA), most first."""
+    first = maximize if isinstance(maximize, bool) else maximize[0]
     complete = [t for t in trials if t.role != "baseline" and t.status == "finished"]
     if len(complete) < 8:
         return {}
-    study = _study("random", maximize, 0)
-    study.add_trials(_frozen(trial) for trial in complete)
+    study = new_study("random", (first,), 0)
+    study.add_trials(frozen(t, (FINISHED, (t.score,))) for t in complete if t.score is not None)
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -188,60 +217,5 @@ def importance(trials: Iterable[Trial], *, maximize: bool) -> dict[str, float]:
     return {k: round(float(v), 4) for k, v in found.items()}
 
 
-def _frozen(trial: Trial, attributes: Mapping[str, Any] | None = None) -> FrozenTrial:
-    """A ledger's trial as Optuna keeps it.
-
-    One that waits at a rung counts as pruned there; a failed or rejected one teaches the sampler
-    nothing.
-    """
-    value: float | None = None
-    if trial.status == "finished" and trial.score is not None:
-        state, value = TrialState.COMPLETE, trial.score
-    elif trial.status in ("finished", "failed", "rejected"):
-        state = TrialState.FAIL
-    elif trial.rungs:
-        state, value = TrialState.PRUNED, trial.rungs[max(trial.rungs)]
-    else:
-        state = TrialState.FAIL if trial.status == "pruned" else TrialState.RUNNING
-    return create_trial(
-        state=state,
-        value=value,
-        params=_typed(trial.params, trial.distributions),
-        distributions={k: json_to_distribution(d) for k, d in trial.distributions.items()},
-        system_attrs=dict(attributes or {}),
-        intermediate_values=dict(trial.rungs),
-    )
-
-
-def _typed(params: Mapping[str, Any], distributions: Mapping[str, str]) -> dict[str, Any]:
-    """JSON turns 1.0 into 1 in some writers; a float parameter stays a float."""
-    floats = {k for k, d in distributions.items() if json.loads(d)["name"] == "FloatDistribution"}
-    return {k: float(v) if k in floats else v for k, v in params.items()}
-
-
 def _main_loss(trial: Trial) -> str:
     return trial.objective["terms"][0]["loss"]["name"]
-
-
-def _study(
-    sampler: str, maximize: bool, seed: int, storage: InMemoryStorage | None = None
-) -> optuna.Study:
-    if sampler == "cmaes" and find_spec("cmaes") is None:
-        raise StudyError("search.sampler = cmaes needs the package cmaes; pip install cmaes")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made: optuna.samplers.BaseSampler
-        if sampler == "tpe":
-            # Optuna 5 samples conditional spaces independently unless told to group them.
-            made = optuna.samplers.TPESampler(
-                multivariate=True, group=True, constant_liar=True, seed=seed
-            )
-        elif sampler == "gp":
-            made = optuna.samplers.GPSampler(seed=seed)
-        elif sampler == "cmaes":
-            made = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        else:
-            made = optuna.samplers.RandomSampler(seed=seed)
-    direction = "maximize" if maximize else "minimize"
-    return optuna.create_study(sampler=made, direction=direction, storage=storage)

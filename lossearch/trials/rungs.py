@@ -1,17 +1,21 @@
 """Successive halving over everything that has reached a rung (ASHA, arXiv:1810.05934).
 
 A trial pauses at each rung; it goes on where it is among the best ``1/factor`` of all that have
-reached it. What never gets on is pruned when the search ends.
+reached it. What never gets on is pruned when the search ends. Where several metrics decide, the
+best are those of :func:`lossearch.trials.pareto.order` (as in MO-ASHA, arXiv:2106.12639).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from lossearch.trials.ledger import Trial
+from lossearch.trials.pareto import order
 
 
 class RungsConfig(BaseModel):
@@ -45,18 +49,40 @@ class Rungs:
         return next((level for level in self.levels if level > epoch), self.levels[-1])
 
     def promotable(
-        self, trials: Iterable[Trial], maximize: bool, busy: Set[int] = frozenset()
+        self,
+        trials: Iterable[Trial],
+        maximize: bool | Sequence[bool],
+        busy: Set[int] = frozenset(),
     ) -> Trial | None:
         """The best paused trial that may go on, from the highest rung down; none of ``busy``."""
+        return next(self.promotions(trials, maximize, busy), None)
+
+    def promotions(
+        self,
+        trials: Iterable[Trial],
+        maximize: bool | Sequence[bool],
+        busy: Set[int] = frozenset(),
+    ) -> Iterator[Trial]:
+        """All paused trials that may go on, the highest rung's first, the best of a rung first."""
         trials = list(trials)
+        directions = (maximize,) if isinstance(maximize, bool) else tuple(maximize)
         for level in reversed(self.levels[:-1]):
-            reached = sorted(
-                (t for t in trials if level in t.rungs),
-                key=lambda t: t.rungs[level],
-                reverse=maximize,
-            )
-            for trial in reached[: len(reached) // self.factor]:
+            reached = [t for t in trials if level in t.rungs]
+            share = len(reached) // self.factor
+            # one whose second metric is not a number has reached the rung, and stays there
+            whole = [t for t in reached if len(t.values(level)) == len(directions)]
+            if not share or not whole:
+                continue
+            values = tuple(t.values(level) for t in whole)
+            for i in _order(values, directions, share):
+                trial = whole[i]
                 waits = trial.status == "running" and trial.epoch == level
                 if waits and trial.number not in busy:
-                    return trial
-        return None
+                    yield trial
+
+
+@lru_cache(maxsize=16)  # asked again and again between two results
+def _order(
+    values: tuple[tuple[float, ...], ...], maximize: tuple[bool, ...], best: int
+) -> tuple[int, ...]:
+    return tuple(order(np.array(values), maximize, best).tolist())

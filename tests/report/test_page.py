@@ -137,6 +137,66 @@ def no_comparison(rows):
     return rows
 
 
+def attributed(rows, *, simpler):
+    """The study after its attribution; ``simpler``: one part was left out."""
+    at = next(i for i, r in enumerate(rows) if r["event"] == "verdict")
+    verdict = rows[at]
+    winner, seeds = verdict["winner"], verdict["seeds"]
+    less = {"task": "multiclass", "terms": [{"loss": {"name": "focal", "gamma": 9.0}}]}
+    curve = [{"epoch": e, "train_loss": 1.0, "macro_f1": 0.7} for e in (1, 2)]
+    rows[at:at] = [
+        {"event": "ablated", "time": verdict["time"], "trial": winner["trial"], "seed": seed,
+         "part": "miner ohem", "objective": less, "validation": v, "test": {"macro_f1": v},
+         "curve": curve, "seconds": 100.0, "reason": "", "detail": ""}
+        for seed, v in zip(seeds, winner["values"], strict=True)
+    ]  # fmt: skip
+    verdict["attribution"] = [
+        {"part": "reweighting helps", "label": "focal · ohem", "difference": 0.031,
+         "interval": [0.02, 0.042], "test": 0.7512, "brings": True, "kept": True},
+        {"part": "miner ohem", "label": "focal · helps", "difference": 0.001,
+         "interval": [-0.004, 0.006], "test": 0.7821, "brings": False, "kept": not simpler},
+        {"part": "balancer dwa", "label": "focal", "difference": None, "interval": None,
+         "test": None, "brings": True, "kept": True},
+    ]  # fmt: skip
+    for row in verdict["attribution"]:
+        row["together"] = False
+    if simpler:
+        whole = {"label": "focal · helps", "simplified_from": winner["label"], "objective": less}
+        verdict["winner"] = winner | whole
+    return rows
+
+
+@pytest.mark.parametrize("simpler", [True, False])
+def test_what_each_part_brings(study_rows, simpler):
+    state = replay(attributed(study_rows(), simpler=simpler))
+    page = Page(render(state))
+    plain = Page(render(replay(study_rows())))
+    assert page.tags.count("figure") == plain.tags.count("figure") + 1
+    assert page.tags.count("table") == plain.tags.count("table") + 1
+    assert "What each part brings" in page.text and "What each part brings" not in plain.text
+    for words in ("reweighting helps", "+0.0310", "+0.0200 to +0.0420", "0.7512"):
+        assert words in page.text
+    assert "balancer dwa training fails –" in page.text
+    assert ("miner ohem (left out)" in page.text) == simpler
+    assert ("miner ohem left out" in page.text) == simpler
+    assert ("gamma: 9.0" in page.text) == simpler  # what to use
+    assert ("focal · helps simpler" in page.text) == simpler
+    assert state.verdict is not None
+    assert f"best found: {state.verdict['winner']['label']}" in page.text
+    curves = re.compile(r'<path d="([^"]*)" class="line winner thin"')
+    drawn, before = (curves.findall(render(s)) for s in (state, replay(study_rows())))
+    assert (drawn == before) != simpler
+
+
+def test_trainings_without_a_part_are_counted(study_rows):
+    """Five more of 100 seconds."""
+    seconds = [
+        float(re.search(r"(\d+) min", Page(render(replay(rows))).text.split("time")[-1])[1])  # type: ignore[index]
+        for rows in (study_rows(), attributed(study_rows(), simpler=False))
+    ]
+    assert 7 <= seconds[1] - seconds[0] <= 9
+
+
 def test_a_verdict_without_a_comparison(study_rows):
     page = Page(render(replay(no_comparison(study_rows(trials=20)))))
     assert "Keep the baseline" in page.text

@@ -72,6 +72,48 @@ def test_few_seeds_are_said_to_be_few():
     assert "corrected" not in verdict_text(verdict(0.1, 0.2, candidates=1))
 
 
+def part(name: str, brings: bool, kept: bool = True, together: bool = False) -> dict:
+    return {"part": name, "brings": brings, "kept": kept, "together": together}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (
+            [part("miner ohem", True), part("balancer dwa", True)],
+            "Without any one of its 2 parts it does worse on the validation split.",
+        ),
+        ([part("miner ohem", True)], "Without miner ohem it does worse on the validation split."),
+        (
+            [part("miner ohem", False, False), part("balancer dwa", True, False)],
+            "That objective is focal · ohem without miner ohem, which brought nothing to be seen "
+            "on the validation split.",
+        ),
+        (
+            [part("a", False, False), part("b", False, False), part("c", False, False),
+             part("a and b and c", False, False, True)],
+            "That objective is focal · ohem without a, b and c, which brought nothing to be seen "
+            "on the validation split.",
+        ),
+        (
+            [part("a", False, False), part("b", False), part("a and b", True, True, True)],
+            "That objective is focal · ohem without a, which brought nothing to be seen on the "
+            "validation split. b brought no more alone, but had to stay without the rest.",
+        ),
+        (
+            [part("a", False), part("b", False), part("a and b", False, True, True)],
+            "Of its parts, a and b brought nothing to be seen on the validation split, but "
+            "stayed: without them, the objective is not proven to beat the baseline.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_left_out_is_said(rows, sentence):
+    given = verdict(0.03, 0.0004, recommend="winner")
+    given["winner"]["simplified_from"] = "focal · ohem"
+    bare = verdict_text(given)
+    assert verdict_text({**given, "attribution": rows}) == f"{bare} {sentence}"
+
+
 def test_a_study_without_a_verdict_says_so(study_rows):
     rows = study_rows(trials=6)
     assert "has not ended" in summary(replay(study_rows(trials=6, end=False)))

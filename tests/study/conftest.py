@@ -30,6 +30,7 @@ DOCUMENT: dict[str, Any] = {
         "device": "cpu",
         "lr": {"low": 0.005, "high": 0.3, "log": True},
     },
+    "fairness": {"probe_lr": False},
     "confirm": {"top": 2, "seeds": 2},
     "executor": "local",
     "tracking": None,

@@ -31,7 +31,7 @@ def state_of(*trials: Trial) -> State:
 
 
 def chosen(state: State, top: int = 3, metric: str = "accuracy") -> tuple[int | None, list[int]]:
-    baseline, found = finalists(state, current().get(metric), top)
+    baseline, found = finalists(state, (current().get(metric),), top)
     return baseline.number if baseline else None, [t.number for t in found]
 
 
@@ -121,7 +121,7 @@ def judged(values: dict[int, list[float | None]]) -> dict[str, Any]:
     trials = [trial(0, 0.5, CE, "baseline"), trial(1, 0.6, loss("focal")),
               trial(2, 0.7, loss("poly_loss"))]  # fmt: skip
     state = confirmed(state_of(*trials), values)
-    return verdict(state, trials[0], trials[1:], current().get("accuracy"))
+    return verdict(state, trials[0], trials[1:], (current().get("accuracy"),))
 
 
 def test_a_candidate_that_failed_on_a_seed_is_dropped() -> None:

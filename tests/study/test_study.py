@@ -55,7 +55,8 @@ def test_the_verdict(result: StudyResult) -> None:
     assert verdict["counts"] == dict(Counter(t.status for t in result.trials)) | {
         k: 0 for k in verdict["counts"] if k not in {t.status for t in result.trials}
     }
-    assert sum(verdict["counts"].values()) == 12
+    assert sum(verdict["counts"].values()) == len(result.trials)
+    assert sum(t.control is None for t in result.trials) == 12
     assert verdict["dropped"] == []
 
 

@@ -69,6 +69,29 @@ def test_a_score_that_a_rung_gave_is_not_given_twice(study_rows):
     assert steps == [2, 4, 6, 8]
 
 
+def test_an_ablation_is_a_run_of_its_own_beside_the_confirmation(study_rows):
+    rows = study_rows(trials=8)
+    confirmed = next(r for r in rows if r["event"] == "confirmed")
+    less = {"task": "multiclass", "terms": [{"loss": {"name": "dice"}}]}
+    row = {**confirmed, "event": "ablated", "part": "miner ohem", "objective": less, "reason": ""}
+    state, updates = State(), {}
+    for each in [*rows[: rows.index(confirmed) + 1], row]:
+        apply(state, each)
+        collect(state, each, updates)
+    name = f"trial {row['trial']} seed {row['seed']}"
+    whole, ablation = updates[name], updates[f"{name} without miner ohem"]
+    assert whole.tags["lossearch.kind"] == "confirmation" and "dice" not in str(whole.params)
+    assert "lossearch.without" not in whole.tags
+    assert ablation.tags["lossearch.kind"] == ablation.tags["lossearch.role"] == "ablation"
+    assert ablation.tags["lossearch.without"] == "miner ohem"
+    assert ablation.tags["lossearch.loss"] == "dice" and ablation.objective == less
+    assert ablation.params["terms.0.loss.name"] == "dice" and ablation.status == "FINISHED"
+    assert "without miner ohem, seed" in ablation.name
+    assert ablation.metrics == whole.metrics
+    # the trial's own run stays as it was
+    assert updates[f"trial {row['trial']}"].tags["lossearch.kind"] == "trial"
+
+
 def test_a_confirmation_that_failed_is_a_failed_run(study_rows):
     state, updates = State(), {}
     for row in study_rows(trials=8):

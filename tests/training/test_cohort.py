@@ -109,13 +109,13 @@ def together(bench: Workbench, jobs: list[Job]) -> list[JobResult]:
         return original(job)
 
     bench._run = run
-    results = bench.run(Unit(1, tuple(jobs)))
+    results = bench.run(Unit(1, tuple(jobs))).jobs
     assert bench.choice.problem is None and ran == []
     return results
 
 
 def alone(bench: Workbench, jobs: list[Job]) -> list[JobResult]:
-    return [bench.run(Unit(1, (each,)))[0] for each in jobs]
+    return [bench.run(Unit(1, (each,))).jobs[0] for each in jobs]
 
 
 def assert_equal_results(some: list[JobResult], other: list[JobResult], rel: float = 0.0) -> None:
@@ -178,7 +178,7 @@ def test_members_end_as_they_would_alone(make: Make, training: dict[str, Any]) -
 
 
 def test_an_mlps_checkpoint_is_bit_equal(make: Make, tmp_path: Path) -> None:
-    jobs = [replace(j, until=3) for j in MIXED if j.trial < 14]
+    jobs = [replace(j, until=3) for j in MIXED if j.trial not in (16, 17, 18)]  # cosine heads
     together(make("a"), jobs)
     alone(make("b"), jobs)
     for each in jobs:
@@ -232,6 +232,18 @@ def test_in_float64_a_convolutional_member_is_the_lone_one(make: Make, tmp_path:
         one, other = weights(tmp_path / "a", each), weights(tmp_path / "b", each)
         assert one["fields"]["network.head.weight"].dtype is torch.float64
         assert_close(one["fields"], other["fields"], 1e-12)
+
+
+@pytest.mark.parametrize("terms", [("cross_entropy",), ("cross_entropy", "focal")])
+def test_scaled_objectives(make: Make, tmp_path: Path, terms: tuple[str, ...]) -> None:
+    settings: dict[str, Any] = {"optimizer": "sgd"}  # which the scale matters for
+    jobs = [job(i, *terms, until=3) for i in range(4)] + [job(4, "ensloss", until=3)]
+    for each, scale in zip(jobs, (1.0, 0.3, 7.0, 7.0, 2.0), strict=True):
+        each.objective["scale"] = scale
+    together(make("a", **settings), jobs)
+    alone(make("b", **settings), jobs)
+    for each in jobs:
+        assert_close(weights(tmp_path / "a", each), weights(tmp_path / "b", each), 0.0)
 
 
 def test_bfloat16(make: Make) -> None:
@@ -305,7 +317,7 @@ def test_seeds_epochs_and_heads_are_stacks_of_their_own(make: Make) -> None:
     jobs = [replace(j, seed=seed) for j in (POLY[0], POLY[1], MIXED[10]) for seed in (0, 1)]
     jobs += [replace(POLY[2], until=2), replace(POLY[3], until=2)]
     bench = make("a")
-    found = bench.run(Unit(1, tuple(jobs)))
+    found = bench.run(Unit(1, tuple(jobs))).jobs
     assert_equal_results(found, alone(make("b"), jobs), rel=2e-5)
     assert found[0].curve != found[1].curve
 
@@ -362,7 +374,7 @@ def test_what_cannot_be_stacked_trains_alone_beside_the_cohort(make: Make) -> No
         job(41, "reads_energy"),
         job(42, "no_such_loss"),
     ]
-    found = make("a", providers=providers).run(Unit(1, tuple(jobs)))
+    found = make("a", providers=providers).run(Unit(1, tuple(jobs))).jobs
     apart = alone(make("b", providers=providers), jobs)
     assert_equal_results(found, apart, rel=2e-5)
     assert found[-1].reason == "infeasible" and found[3].reason is None
@@ -384,10 +396,10 @@ def test_a_model_that_vmap_cannot_follow_trains_alone(make: Make) -> None:
         if measured:
             del bench.choice.gain  # the instance's; the method measures
         assert_equal_results(
-            bench.run(Unit(1, tuple(POLY))), alone(make("b", model=model), POLY)
+            bench.run(Unit(1, tuple(POLY))).jobs, alone(make("b", model=model), POLY)
         )
         assert "cannot be stacked" in (bench.choice.problem or "")
-        assert bench.preferred_size() == 1 or not measured
+        assert bench.preferred_size(8) == 1 or not measured
 
 
 def test_a_buffer_that_is_replaced_is_a_reason(make: Make) -> None:
@@ -404,7 +416,7 @@ def test_a_buffer_that_is_replaced_is_a_reason(make: Make) -> None:
 
     bench = make("a", model=Counts())
     del bench.choice.gain
-    assert bench.preferred_size() == 1
+    assert bench.preferred_size(8) == 1
     assert "'backbone.seen'" in (bench.stack_problem(POLY[0]) or "")
 
 
@@ -454,7 +466,7 @@ def test_out_of_memory_halves_the_cohort(make: Make, monkeypatch: pytest.MonkeyP
     bench = make("a")
     found = together(bench, jobs)
     assert tried == [8, 4] and bench.choice.most == 2
-    assert bench.preferred_size() <= 2
+    assert bench.preferred_size(8) <= 2
     monkeypatch.undo()
     assert_equal_results(found, alone(make("b"), jobs), rel=2e-5)
 
@@ -463,12 +475,13 @@ def test_whether_to_stack_is_measured_once(make: Make) -> None:
     bench = make("a")
     del bench.choice.gain
     torch.manual_seed(5)
-    size = bench.preferred_size()
-    assert size in (1, 4, 8, 16, 32) and bench.choice.problem is None
+    size = bench.preferred_size(20)
+    assert size in (1, 20) and bench.choice.problem is None
     state = torch.get_rng_state()
     assert torch.equal(state, torch.manual_seed(5).get_state())
     gains = dict(bench.choice._gains)
-    assert bench.preferred_size() == size and bench.choice._gains == gains
+    assert bench.preferred_size(20) == size and bench.choice._gains == gains
+    assert bench.preferred_size(1) == 1
     assert bench.choice.gain(5) == bench.choice.gain(4)
 
 
@@ -480,8 +493,8 @@ def test_where_it_does_not_pay_jobs_train_one_by_one(make: Make) -> None:
         raise AssertionError("stacked")
 
     bench._run_cohort = refuse
-    assert bench.preferred_size() == 1
-    assert all(r.done and r.reason is None for r in bench.run(Unit(1, tuple(POLY))))
+    assert bench.preferred_size(8) == 1
+    assert all(r.done and r.reason is None for r in bench.run(Unit(1, tuple(POLY))).jobs)
 
 
 def test_the_callers_random_state_is_left_alone(make: Make) -> None:

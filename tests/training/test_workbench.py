@@ -34,7 +34,7 @@ def facts(results: list[Any]) -> list[Any]:
 
 
 def test_a_finished_job(make_bench: Make, tmp_path: Path) -> None:
-    (result,) = make_bench().run(Unit(1, (job(7),)))
+    (result,) = make_bench().run(Unit(1, (job(7),))).jobs
     assert (result.trial, result.seed, result.epoch, result.done) == (7, 0, 4, True)
     assert result.reason is None and result.seconds > 0
     assert set(result.metrics) == {"accuracy", "nll"} and result.test == {}
@@ -43,15 +43,15 @@ def test_a_finished_job(make_bench: Make, tmp_path: Path) -> None:
 
 
 def test_a_rung_and_on_from_it(make_bench: Make, tmp_path: Path) -> None:
-    (whole,) = make_bench("a").run(Unit(1, (job(7),)))
+    (whole,) = make_bench("a").run(Unit(1, (job(7),))).jobs
     bench = make_bench("b")
-    (paused,) = bench.run(Unit(1, (job(7, until=2),)))
+    (paused,) = bench.run(Unit(1, (job(7, until=2),))).jobs
     assert (paused.epoch, paused.done) == (2, False)
     assert paused.score == whole.curve[1]["accuracy"]
     assert (tmp_path / "b" / "7-0.pt").exists()
-    (again,) = bench.run(Unit(2, (job(7, until=2),)))  # killed before it was recorded
+    (again,) = bench.run(Unit(2, (job(7, until=2),))).jobs  # killed before it was recorded
     assert facts([again]) == facts([paused])
-    (rest,) = bench.run(Unit(3, (job(7),)))
+    (rest,) = bench.run(Unit(3, (job(7),))).jobs
     assert facts([rest]) == facts([whole])
     assert not (tmp_path / "b" / "7-0.pt").exists()
 
@@ -60,17 +60,17 @@ def test_a_lost_checkpoint_costs_time_and_changes_nothing(
     make_bench: Make, tmp_path: Path
 ) -> None:
     bench = make_bench()
-    (whole,) = bench.run(Unit(1, (job(7),)))
-    bench.run(Unit(2, (job(7, until=2),)))
+    (whole,) = bench.run(Unit(1, (job(7),))).jobs
+    bench.run(Unit(2, (job(7, until=2),))).jobs
     (tmp_path / "checkpoints" / "7-0.pt").unlink()
-    assert facts(bench.run(Unit(3, (job(7),)))) == facts([whole])
+    assert facts(bench.run(Unit(3, (job(7),))).jobs) == facts([whole])
 
 
 def test_several_jobs_in_a_unit_give_the_same_as_one_by_one(make_bench: Make) -> None:
     jobs = (job(1), job(2, "focal"), job(3, "ensloss"), job(4, "turns_nan"), job(5, "focal"))
-    together = make_bench("a").run(Unit(1, jobs))
+    together = make_bench("a").run(Unit(1, jobs)).jobs
     bench = make_bench("b")
-    apart = [bench.run(Unit(n, (each,)))[0] for n, each in reversed(list(enumerate(jobs)))]
+    apart = [bench.run(Unit(n, (each,))).jobs[0] for n, each in reversed(list(enumerate(jobs)))]
     assert facts(together) == facts(apart[::-1])
     assert together[1].curve == together[4].curve
 
@@ -91,7 +91,7 @@ def test_several_jobs_in_a_unit_give_the_same_as_one_by_one(make_bench: Make) ->
 def test_a_bad_objective_is_a_result_and_the_next_job_goes_on(
     make_bench: Make, loss: Any, reason: str, detail: str, epoch: int
 ) -> None:
-    bad, good = make_bench().run(Unit(1, (job(1, loss), job(2))))
+    bad, good = make_bench().run(Unit(1, (job(1, loss), job(2)))).jobs
     assert (bad.reason, bad.epoch, bad.done, bad.score) == (reason, epoch, True, None)
     assert detail in bad.detail and "\n" not in bad.detail
     assert len(bad.curve) == epoch
@@ -100,9 +100,9 @@ def test_a_bad_objective_is_a_result_and_the_next_job_goes_on(
 
 def test_a_failure_leaves_no_checkpoint(make_bench: Make, tmp_path: Path) -> None:
     bench, loss = make_bench(), {"name": "turns_nan", "at": 2}
-    bench.run(Unit(1, (job(1, loss, until=2),)))
+    bench.run(Unit(1, (job(1, loss, until=2),))).jobs
     assert (tmp_path / "checkpoints" / "1-0.pt").exists()
-    (result,) = bench.run(Unit(2, (job(1, loss),)))
+    (result,) = bench.run(Unit(2, (job(1, loss),))).jobs
     assert result.reason == "diverged"
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -115,7 +115,7 @@ def test_out_of_memory_has_its_own_reason(
 
     bench = make_bench()
     monkeypatch.setattr("lossearch.training.workbench.Trainer.run_epoch", full)
-    (result,) = bench.run(Unit(1, (job(1),)))
+    (result,) = bench.run(Unit(1, (job(1),))).jobs
     assert (result.reason, result.detail) == ("out_of_memory", "CUDA out of memory.")
 
 
@@ -126,11 +126,11 @@ def test_ctrl_c_is_no_result(make_bench: Make, monkeypatch: pytest.MonkeyPatch) 
     bench = make_bench()
     monkeypatch.setattr("lossearch.training.workbench.Trainer.run_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(Unit(1, (job(1),)))
+        bench.run(Unit(1, (job(1),))).jobs
 
 
 def test_a_confirmation_measures_the_test_split(make_bench: Make) -> None:
-    (result,) = make_bench().run(Unit(1, (job(1, test=True, seed=99),)))
+    (result,) = make_bench().run(Unit(1, (job(1, test=True, seed=99),))).jobs
     assert result.seed == 99
     assert set(result.test) == {"accuracy", "nll"}
     assert result.test["nll"] != result.metrics["nll"]
@@ -138,7 +138,7 @@ def test_a_confirmation_measures_the_test_split(make_bench: Make) -> None:
 
 def test_early_stop_ends_a_job_with_the_best_epochs_score(make_bench: Make) -> None:
     bench = make_bench(epochs=40, early_stop=2, schedule="constant")
-    (result,) = bench.run(Unit(1, (job(1, until=40),)))
+    (result,) = bench.run(Unit(1, (job(1, until=40),))).jobs
     assert result.done and result.epoch < 40
     assert result.score == max(row["accuracy"] for row in result.curve)
 
@@ -147,8 +147,8 @@ def test_recipe_units_and_results_cross_a_process(make_bench: Make) -> None:
     bench = make_bench()
     recipe = pickle.loads(pickle.dumps(bench.recipe))
     unit = pickle.loads(pickle.dumps(Unit(1, (job(1),))))
-    there = pickle.loads(pickle.dumps(Workbench(recipe, bench.registry).run(unit)))
-    assert facts(there) == facts(bench.run(unit))
+    there = pickle.loads(pickle.dumps(Workbench(recipe, bench.registry).run(unit).jobs))
+    assert facts(there) == facts(bench.run(unit).jobs)
 
 
 def test_a_worker_loads_the_drivers_plugins_or_stops(
@@ -160,7 +160,7 @@ def test_a_worker_loads_the_drivers_plugins_or_stops(
     )
     worker = Workbench(recipe)
     assert current() is worker.registry and "tempered" in worker.registry
-    assert worker.run(Unit(1, (job(1, "tempered"),)))[0].reason is None
+    assert worker.run(Unit(1, (job(1, "tempered"),))).jobs[0].reason is None
     changed = replace(file, text=file.text + "\n# edited\n")
     with pytest.raises(PluginError, match=r"other plugins than the driver: file:toys\."):
         Workbench(replace(recipe, files=(changed,)))

@@ -22,7 +22,14 @@ def registry() -> Registry:
 def make_proposer(registry: Registry) -> Callable[..., Proposer]:
     """A proposer over cross-entropy, focal and PolyLoss, and the learning rate."""
 
-    def make(seed: int = 0, maximize: bool = True, losses: Any = None, **config: Any) -> Proposer:
+    def make(
+        seed: int = 0,
+        maximize: Any = True,
+        losses: Any = None,
+        given: Any = (),
+        warm: Any = (),
+        **config: Any,
+    ) -> Proposer:
         where: dict[str, Any] = {
             "registry": registry,
             "task": "multiclass",
@@ -38,6 +45,8 @@ def make_proposer(registry: Registry) -> Callable[..., Proposer]:
             SearchConfig(**config),
             maximize=maximize,
             seed=seed,
+            given=given,
+            warm=warm,
         )
 
     return make
@@ -62,9 +71,10 @@ def drive() -> Callable[..., list[Trial]]:
                 p.training,
                 p.params,
                 p.distributions,
+                sampler=p.sampler,
             )
-            proposer.register(trial)
             become(trial)
+            proposer.register(trial)
             trials.append(trial)
             number += 1
         return trials

@@ -221,6 +221,27 @@ def test_replay_of_every_event() -> None:
     }  # fmt: skip
 
 
+def test_several_metrics_stand_beside_the_first() -> None:
+    scores = {"accuracy": 0.5, "ece": 0.2}
+    rung = {"event": "rung", "trial": 0, "epoch": 2, "score": 0.5, "seconds": 1.0, "curve": []}
+    state = replay(
+        [
+            {"event": "proposed", **PROPOSED, "time": 1.0, "sampler": {"generation": 3}},
+            {**rung, "scores": scores, "time": 2.0},
+            {**rung, "epoch": 4, "scores": {"accuracy": 0.5, "ece": None}, "time": 2.0},
+        ]
+    )
+    trial = state.trials[0]
+    assert trial.sampler == {"generation": 3}
+    assert (trial.values(2), trial.values(4), trial.values(9)) == ((0.5, 0.2), (), ())
+    end = {"event": "finished", "trial": 0, "score": 0.6, "epochs": 9, "time": 3.0}
+    state = replay([{"event": "proposed", **PROPOSED, "time": 1.0}, {**rung, "time": 2.0}, end])
+    assert (state.trials[0].values(2), state.trials[0].values()) == ((0.5,), (0.6,))
+    more = {**end, "scores": {"accuracy": 0.6, "ece": 0.1}}
+    state = replay([{"event": "proposed", **PROPOSED, "time": 1.0}, more])
+    assert state.trials[0].values() == (0.6, 0.1)
+
+
 def test_a_row_about_an_unknown_trial_is_named() -> None:
     rows = [{"event": "study", "time": 0}, {"event": "finished", "trial": 4, "time": 1}]
     with pytest.raises(StudyError, match=r"row 2 of the ledger \(finished\) does not follow"):

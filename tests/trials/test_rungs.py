@@ -71,6 +71,35 @@ def test_minimised_scores_busy_ended_and_tied_trials() -> None:
     assert rungs.promotable(reversed(trials), maximize=True) is trials[0]
 
 
+def test_with_several_metrics_the_fronts_go_on() -> None:
+    rungs = Rungs((1, 4), 2)
+    points = [(0.9, 0.5), (0.8, 0.1), (0.7, 0.3), (0.5, 0.4), (0.85, 0.3), (0.6, 0.6)]
+    trials = [
+        waiting(n, {1: a}, rung_scores={1: {"accuracy": a, "ece": e}})
+        for n, (a, e) in enumerate(points)
+    ]
+    # more accurate and better calibrated: 0, 1 and 4 are beaten by none, and half may go on
+    both = (True, False)
+    assert [t.number for t in rungs.promotions(trials, both)] == [0, 1, 4]
+    assert [t.number for t in rungs.promotions(trials, both, busy={0})] == [1, 4]
+    # of four that reached the rung two go on: the ends of the front before its middle
+    assert [t.number for t in rungs.promotions(trials[1:5], both)] == [1, 4]
+    # one without a second metric counts among those that reached it, and never goes on
+    trials.append(waiting(6, {1: 0.99}, rung_scores={1: {"accuracy": 0.99, "ece": None}}))
+    trials.append(waiting(7, {1: 0.1}, rung_scores={1: {"accuracy": 0.1, "ece": 0.9}}))
+    assert [t.number for t in rungs.promotions(trials, both)] == [0, 1, 4, 2]
+
+
+def test_promotions_are_what_one_after_the_other_gives() -> None:
+    rungs, busy = Rungs((1, 3, 9), 2), set[int]()
+    trials = [waiting(n, {1: n / 10} if n % 3 else {1: n / 10, 3: n / 10}) for n in range(12)]
+    found = [t.number for t in rungs.promotions(trials, True)]
+    while (one := rungs.promotable(trials, True, busy)) is not None:
+        assert one.number == found[len(busy)]
+        busy.add(one.number)
+    assert len(found) == len(busy) == 6
+
+
 def test_without_rungs_nothing_waits() -> None:
     trials = [waiting(n, {5: 0.1}) for n in range(6)]
     assert Rungs.make(None, 5).promotable(trials, maximize=True) is None
