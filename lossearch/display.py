@@ -65,8 +65,12 @@ class Display:
         event = row["event"]
         if event in (*_ENDED, "rung"):
             self._update("search", _met(state), self._best(state))
+        elif event == "finetuned":
+            self._later("full", state, len(state.finetuned), "the best objectives in full")
         elif event == "confirmed":
             self._confirmed(state)
+        elif event == "ablated":
+            self._later("parts", state, len(state.ablations), "the winner without each part")
         elif event in ("verdict", "ended"):
             self.progress.stop()
             if row.get("status") == "interrupted":
@@ -90,6 +94,13 @@ class Display:
             finalists = len(candidates) + (baseline is not None)
             self._bar("confirm", finalists * self.run.setup.config.confirm.seeds, done - 1)
         self._update("confirm", done, "finalists and baseline on fresh seeds")
+
+    def _later(self, name: str, state: State, done: int, note: str) -> None:
+        """A phase that says itself how much there is to do."""
+        if name not in self._bars:
+            self._bar(name, done + self.run.left, done - 1)
+        self.progress.update(self._bars[name], total=done + self.run.left)
+        self._update(name, done, note)
 
     def _bar(self, name: str, total: int, done: int) -> None:
         self._bars[name] = self.progress.add_task(

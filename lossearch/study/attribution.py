@@ -119,6 +119,10 @@ class Attribution:
             for part in self.singles:
                 self._try(part)
 
+    @property
+    def left(self) -> int:
+        return len(self._waiting) + self._flying
+
     def jobs(self, most: int) -> list[Job]:
         if not self._waiting and not self._flying and not self._decided:
             self._decided = True

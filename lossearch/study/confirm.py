@@ -36,6 +36,11 @@ class Confirmation:
             for t in together
             if t is not None and (t.number, seed) not in have
         ]
+        self._left = len(self._waiting)
+
+    @property
+    def left(self) -> int:
+        return self._left
 
     def jobs(self, most: int) -> list[Job]:
         seeds = {job.seed for job in self._waiting[:1]}
@@ -44,6 +49,7 @@ class Confirmation:
         return found
 
     def report(self, result: JobResult) -> None:
+        self._left -= 1
         self.journal.record(
             "confirmed",
             trial=result.trial,

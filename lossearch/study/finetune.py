@@ -26,7 +26,12 @@ class Finetune:
             for i, values in enumerate(config.finetune.values(t.training))
             if (t.number, i) not in have
         ]  # fmt: skip
+        self._done = 0
         self._values = {(j.trial, j.variant): j.values for j in self._waiting}
+
+    @property
+    def left(self) -> int:
+        return len(self._values) - self._done
 
     def jobs(self, most: int) -> list[Job]:
         # one by one: what makes heads cheap to stack is not there any more
@@ -34,6 +39,7 @@ class Finetune:
         return found
 
     def report(self, result: JobResult) -> None:
+        self._done += 1
         self.journal.record(
             "finetuned",
             trial=result.trial,

@@ -18,6 +18,11 @@ class Phase(Protocol):
         """
         ...
 
+    @property
+    def left(self) -> int:
+        """How many jobs it knows of that have no result yet; 0 where it cannot know."""
+        ...
+
     def report(self, result: JobResult) -> None:
         """Take what became of a job."""
         ...

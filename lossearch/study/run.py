@@ -107,6 +107,11 @@ class Run(Journal):
         if phase is not None:
             self._phase = phase()
 
+    @property
+    def left(self) -> int:
+        """How many jobs this phase still knows of, besides those that are reported."""
+        return self._phase.left
+
     # --- what others show --------------------------------------------------------------------
 
     def finalists(self) -> tuple[Trial | None, list[Trial]]:

@@ -51,6 +51,10 @@ class Search:
             t for t in self.state.trials.values() if t.status == "running" and not self._paused(t)
         ]
 
+    @property
+    def left(self) -> int:
+        return 0  # the budget knows, in its own units
+
     def jobs(self, most: int) -> list[Job]:
         """The next unit: jobs that begin and end at the same epoch, and so can be one stack.
 

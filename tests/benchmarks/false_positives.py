@@ -3,10 +3,10 @@
     python tests/benchmarks/false_positives.py [exact|near] [--repeats 100]
 
 ``exact``: a space of cross-entropy in disguise: multiplied by a factor, as focal loss with
-exponent 0, as PolyLoss with epsilon 0, smoothed by zero. Such objectives are the baseline, whatever their
-learning rate. ``near``: the same with parameters so close to these that no one could call it
-another loss (smoothing up to 0.01, an exponent up to 0.02, epsilon within 0.02 of 0): here only
-the verdict's statistics stand between luck and a recommendation.
+exponent 0, as PolyLoss with epsilon 0, smoothed by zero. Such objectives are the baseline,
+whatever their learning rate. ``near``: the same with parameters so close to these that no one
+could call it another loss (smoothing up to 0.01, an exponent up to 0.02, epsilon within 0.02 of
+0): here only the verdict's statistics stand between luck and a recommendation.
 
 Each repeat is a study of its own: new data (ten overlapping clouds), new splits, new seeds; 30
 trials of up to 9 epochs, learning rates tuned and probed, 5 fresh seeds, the top 3. At least 95 of

@@ -1,4 +1,4 @@
-"""What a study's ``search:`` and ``metric:`` may ask for: trade-offs, budgets, what came before."""
+"""What a study's ``search:`` and ``metric:`` may ask for: trade-offs, budgets, earlier studies."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_a_lost_checkpoint_costs_time_and_changes_nothing(
 ) -> None:
     bench = make_bench()
     (whole,) = bench.run(Unit(1, (job(7),))).jobs
-    bench.run(Unit(2, (job(7, until=2),))).jobs
+    bench.run(Unit(2, (job(7, until=2),)))
     (tmp_path / "checkpoints" / "7-0.pt").unlink()
     assert facts(bench.run(Unit(3, (job(7),))).jobs) == facts([whole])
 
@@ -100,7 +100,7 @@ def test_a_bad_objective_is_a_result_and_the_next_job_goes_on(
 
 def test_a_failure_leaves_no_checkpoint(make_bench: Make, tmp_path: Path) -> None:
     bench, loss = make_bench(), {"name": "turns_nan", "at": 2}
-    bench.run(Unit(1, (job(1, loss, until=2),))).jobs
+    bench.run(Unit(1, (job(1, loss, until=2),)))
     assert (tmp_path / "checkpoints" / "1-0.pt").exists()
     (result,) = bench.run(Unit(2, (job(1, loss),))).jobs
     assert result.reason == "diverged"
@@ -126,7 +126,7 @@ def test_ctrl_c_is_no_result(make_bench: Make, monkeypatch: pytest.MonkeyPatch) 
     bench = make_bench()
     monkeypatch.setattr("lossearch.training.workbench.Trainer.run_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(Unit(1, (job(1),))).jobs
+        bench.run(Unit(1, (job(1),)))
 
 
 def test_a_confirmation_measures_the_test_split(make_bench: Make) -> None:
