@@ -75,7 +75,8 @@ class Run(Journal):
                 return self._hand_out([], measure=self.wanted)
             self.record("measured", jobs=1, problem=None)
         while not self.over:
-            jobs = self._phase.jobs(self.size)
+            with self.ledger.together():
+                jobs = self._phase.jobs(self.size)
             if jobs:
                 return self._hand_out(jobs)
             if self._flying:
@@ -87,8 +88,9 @@ class Run(Journal):
         self._flying.discard(unit.number)
         if unit.measure:
             self.record("measured", jobs=result.size or 1, problem=result.problem)
-        for each in result.jobs:
-            self._phase.report(each)
+        with self.ledger.together():
+            for each in result.jobs:
+                self._phase.report(each)
 
     @property
     def size(self) -> int:

@@ -75,7 +75,8 @@ class Programs:
         largest: Bytes of the largest tensor that is made.
 
     Raises:
-        NotReplayable: something on the tape is no kernel on tensors alone.
+        NotReplayable: something on the tape is no kernel on tensors alone; or, called again on
+            the same tensors, the functions give something else.
     """
 
     def __init__(
@@ -96,6 +97,22 @@ class Programs:
             scope = dict(self.scope)
             exec(compile(text, "<replay>", "exec"), scope)
             self.runs.append(scope["run"])
+        if not self.random:
+            self._prove(inputs, outputs)
+
+    @torch.no_grad()
+    def _prove(self, inputs: Sequence[Tensors], outputs: Sequence[Tensors]) -> None:
+        """The functions must give what was recorded."""
+        kept: Kept = ()
+        for run, rooms, given, expected in zip(
+            self.runs, self.rooms, inputs, outputs, strict=True
+        ):
+            found = [torch.empty_like(t) for t in expected]
+            kept = run(kept, [*found, *rooms], [t.detach() for t in given])
+            for one, other in zip(found, expected, strict=True):
+                scale = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) if len(other) else 1.0
+                if not torch.allclose(one, other, rtol=1e-4, atol=1e-6 * scale, equal_nan=True):
+                    raise NotReplayable("called again, the kernels give something else")
 
     def same_as(self, other: Programs) -> bool:
         """Whether another recording came to the same kernels and constants."""

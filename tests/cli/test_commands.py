@@ -73,6 +73,24 @@ def test_dry_run_shows_space_reasons_and_cost_and_writes_nothing(
     assert {p.name for p in tmp_path.iterdir()} == {"study.yaml", "data.npz"}
 
 
+def test_dry_run_says_what_trains_as_one_stack(
+    cli: Cli, study: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lossearch.training.choice.Choice.gain", lambda *_: 3.0)
+    space = {
+        "terms": [{"loss": "focal"}, {"loss": "cross_entropy"}],
+        "balancer": {"choice": ["dwa", "pcgrad"]},
+    }
+    said = cli("run", study({"space": space}), "--dry-run")
+    assert said.code == 0, said.err
+    assert "16 trials train together 3.0 times as fast as alone" in said.out
+    (alone,) = [line for line in said.out.splitlines() if line.startswith("alone: ")]
+    assert "pcgrad" in alone and "dwa" not in alone and "one network at a time" in alone
+    monkeypatch.setattr("lossearch.training.choice.Choice.gain", lambda *_: 0.5)
+    said = cli("run", study(), "--dry-run")
+    assert "none: a stack of this model is slower here" in said.out
+
+
 def test_resume_and_report(cli: Cli, folder: Path) -> None:
     before = (folder / "verdict.json").read_bytes()
     said = cli("resume", folder)

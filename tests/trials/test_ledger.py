@@ -246,3 +246,23 @@ def test_a_row_about_an_unknown_trial_is_named() -> None:
     rows = [{"event": "study", "time": 0}, {"event": "finished", "trial": 4, "time": 1}]
     with pytest.raises(StudyError, match=r"row 2 of the ledger \(finished\) does not follow"):
         replay(rows)
+
+
+def test_rows_that_belong_together_reach_the_disk_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(len(read_ledger(ledger.path))))
+    ledger.append("resumed")
+    with ledger.together():
+        ledger.append("resumed")
+        ledger.append("resumed")
+        assert synced == [1]
+    assert synced == [1, 3]
+    with pytest.raises(KeyboardInterrupt), ledger.together():
+        ledger.append("resumed")
+        raise KeyboardInterrupt
+    ledger.append("resumed")
+    assert synced == [1, 3, 4, 5]
+    ledger.close()
