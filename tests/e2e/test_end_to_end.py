@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,14 +83,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def proposed(folder: Path) -> list[dict[str, Any]]:
+    return [r for r in rows(folder) if r["event"] in ("proposed", "rejected")]
+
+
 def test_kill_loses_no_finished_trial(folder: Path) -> None:
     before = json.loads((folder.parent / "before.json").read_text())
     after = rows(folder)
     assert after[: len(before)] == before
     counts = Counter(r["trial"] for r in after if r["event"] in ("finished", "pruned", "failed"))
     assert set(counts.values()) == {1}, "a trial ended twice"
-    proposed = [r["trial"] for r in after if r["event"] in ("proposed", "rejected")]
-    assert proposed == list(range(14))
+    assert [r["trial"] for r in proposed(folder)] == list(range(len(proposed(folder))))
+    searched = [r for r in proposed(folder) if r.get("control") is None]
+    assert len(searched) == 14  # beside them, the baseline at the finalists' learning rates
 
 
 def test_no_epoch_is_recorded_twice(folder: Path) -> None:
@@ -108,7 +114,7 @@ def test_study_folder_is_complete(folder: Path) -> None:
     verdict = json.loads((folder / "verdict.json").read_text())
     assert verdict["recommend"] in ("winner", "baseline")
     assert len(verdict["seeds"]) == len(verdict["baseline"]["values"]) == 3
-    assert sum(verdict["counts"].values()) == 14
+    assert sum(verdict["counts"].values()) == len(proposed(folder))
     assert lossearch.load_objective(folder).reads >= {"targets"}
     assert not list((folder / "checkpoints").glob("*")), "checkpoints of ended trials are kept"
 
@@ -124,14 +130,14 @@ def test_mlflow_says_what_the_ledger_says(folder: Path) -> None:
     by_trial = Counter(
         r.data.tags.get("lossearch.trial")
         for r in runs
-        if r.data.tags.get("lossearch.role") not in (None, "confirmation")
+        if r.data.tags.get("lossearch.kind") == "trial"
     )
-    assert by_trial == {str(i): 1 for i in range(14)}
+    assert by_trial == {str(r["trial"]): 1 for r in proposed(folder)}
     ends = ("finished", "pruned", "failed", "rejected")
     ledger = {r["trial"]: r["event"] for r in rows(folder) if r["event"] in ends}
     for run in runs:
         trial = run.data.tags.get("lossearch.trial")
-        if trial is not None and run.data.tags["lossearch.role"] != "confirmation":
+        if run.data.tags["lossearch.kind"] == "trial":
             assert run.data.tags["lossearch.status"] == ledger[int(trial)]
     confirmed = sum(r["event"] == "confirmed" for r in rows(folder))
     roles = [r.data.tags.get("lossearch.role") for r in runs]
