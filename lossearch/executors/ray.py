@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 from lossearch.errors import StudyError
@@ -26,31 +28,64 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+_PATIENCE = 60.0  # seconds that a worker waits for the others
+
+
+@ray.remote(num_cpus=0)
+class _Start:
+    """Lets no worker finish its first unit before the others are there.
+
+    Tune gives a unit that waits for a worker under way to one that is free, and ends the other
+    before it has begun: with short units one worker would do all the work.
+    """
+
+    def __init__(self) -> None:
+        self.wanted, self.there = 1, 0
+        self.changed = asyncio.Condition()
+
+    async def expect(self, workers: int) -> None:
+        self.wanted = max(self.wanted, workers)
+
+    async def arrive(self) -> None:
+        async with self.changed:
+            self.there += 1
+            self.changed.notify_all()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self.changed.wait_for(lambda: self.there >= self.wanted), _PATIENCE
+                )
+
 
 class _UnitTrainable(tune.Trainable):
     """Runs the unit that its config holds; the actor, and all that it loaded, is reused."""
 
     bench: Workbench
 
-    def setup(self, config: dict[str, Any], recipe: Recipe | None = None) -> None:
+    def setup(
+        self, config: dict[str, Any], recipe: Recipe | None = None, start: Any = None
+    ) -> None:
         assert recipe is not None
         self.bench = Workbench(recipe)
         self.unit: Unit = config["unit"]
+        self.start = start
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.unit = new_config["unit"]
         return True
 
     def step(self) -> dict[str, Any]:
+        if self.start is not None:
+            ray.get(self.start.arrive.remote())
+            self.start = None
         return {"done": True, "unit_result": self.bench.run(self.unit)}
 
 
 class _Feed(Searcher):
     """Hands Tune the source's units, and the source their results."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, workers: int, start: Any) -> None:
         super().__init__(metric="training_iteration", mode="max")
-        self.source = source
+        self.source, self.workers, self.start = source, workers, start
         self.running: dict[str, Unit] = {}
         self.error: BaseException | None = None
 
@@ -65,6 +100,7 @@ class _Feed(Searcher):
         if unit is None:
             return Searcher.FINISHED if self.source.over else None
         self.running[trial_id] = unit
+        self.start.expect.remote(min(len(self.running), self.workers))
         return {"unit": unit}
 
     def on_trial_complete(
@@ -128,6 +164,9 @@ class RayExecutor:
                 "executor.cpus or executor.gpus"
             )
         self.workers = min(fits, config.workers or fits)
+        # One unit waits, to be ready when a worker is; where the cluster has room for more workers
+        # than are wanted, it would get a worker of its own.
+        self.ahead = int(self.workers == fits)
         self.devices = gpus or 1.0
 
     def _connect(self) -> None:
@@ -155,18 +194,20 @@ class RayExecutor:
         self._started = True
 
     def run(self, recipe: Recipe, source: Source) -> None:
-        feed = _Feed(source)
+        start = _Start.remote()
+        feed = _Feed(source, self.workers, start)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.workers)  # all start at once
         # A result holds live objects; nothing but the ledger is to keep it.
         with tempfile.TemporaryDirectory(prefix="lossearch-ray-") as scratch:
             trainable = tune.with_resources(
-                tune.with_parameters(_UnitTrainable, recipe=recipe), self.resources
+                tune.with_parameters(_UnitTrainable, recipe=recipe, start=start), self.resources
             )
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=feed,
                     num_samples=-1,
-                    max_concurrent_trials=self.workers,
+                    max_concurrent_trials=self.workers + self.ahead,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(

@@ -24,10 +24,10 @@ LEAST, MOST = 3, 128  # jobs of a unit
 class Run(Journal):
     """The source of a study's units (see :class:`lossearch.executors.Source`).
 
-    First a worker measures how many jobs a unit should hold. Then come the search; the
-    confirmation, which trains the finalists and the baseline again on fresh seeds; and the
-    attribution, which trains the winner without each of its parts and ends with the verdict.
-    Every event goes to the ledger first, then to the listeners.
+    First every worker measures how many jobs a unit should hold; the first answer counts. Then
+    come the search; the confirmation, which trains the finalists and the baseline again on fresh
+    seeds; and the attribution, which trains the winner without each of its parts and ends with
+    the verdict. Every event goes to the ledger first, then to the listeners.
 
     Args:
         workers: How many units run side by side.
@@ -56,6 +56,7 @@ class Run(Journal):
         )
         self._later: Iterator[Callable[[], Phase]] = iter(later)
         self._phase: Phase = search
+        self.workers = workers
         self._units = 0
         self._flying: set[int] = set()  # the units handed out
 
@@ -69,11 +70,12 @@ class Run(Journal):
         if self.over:
             return None
         if self.state.unit is None:
-            if self._flying:
-                return None
-            if self.wanted >= LEAST:
+            if self.wanted < LEAST:
+                self.record("measured", jobs=1, problem=None)
+            elif self._units < self.workers:  # each has to know what pays
                 return self._hand_out([], measure=self.wanted)
-            self.record("measured", jobs=1, problem=None)
+            else:
+                return None
         while not self.over:
             with self.ledger.together():
                 jobs = self._phase.jobs(self.size)
@@ -86,7 +88,7 @@ class Run(Journal):
 
     def report(self, unit: Unit, result: UnitResult) -> None:
         self._flying.discard(unit.number)
-        if unit.measure:
+        if unit.measure and self.state.unit is None:
             self.record("measured", jobs=result.size or 1, problem=result.problem)
         with self.ledger.together():
             for each in result.jobs:
