@@ -19,9 +19,9 @@ from lossearch.spec import ObjectiveSpec
 from lossearch.study.confirm import finalists, verdict
 from lossearch.study.journal import Journal
 from lossearch.study.parts import Part, joined, parts
+from lossearch.study.phase import final_row, of_one_seed
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult
-from lossearch.training.trainer import facts_of
 from lossearch.trials.comparison import ALPHA, Finalist, Paired, compare
 from lossearch.trials.fingerprint import fingerprint
 
@@ -107,14 +107,13 @@ class Attribution:
             return
         self.trial = state.trials[self.found["winner"]["trial"]]
         self.spec = ObjectiveSpec.parse(self.trial.objective)
-        facts = {**facts_of(setup.data), "seed": config.seed}
-        self.singles = parts(self.spec, setup.registry, facts)
+        self.singles = parts(self.spec, setup.registry, setup.facts)
         self._decided = not self.singles
         if self.singles:
             self._scale = setup.scale()
             self._probe, self._known = setup.probe(), setup.fingerprints()
             for side in (self.found["baseline"], self.found["winner"]):
-                spec = self._bare(ObjectiveSpec.parse(side["objective"]))
+                spec = self.setup.bare(ObjectiveSpec.parse(side["objective"]))
                 self._known.add(side["trial"], spec, self._fingerprint(spec), {})
             for part in self.singles:
                 self._try(part)
@@ -129,28 +128,15 @@ class Attribution:
             together = self._together()
             if together is not None and together.name not in {p.name for p in self._tried}:
                 self._try(together)
-        seeds = {job.seed for job in self._waiting[:1]}
-        found = [job for job in self._waiting if job.seed in seeds][:most]
-        self._waiting = [job for job in self._waiting if job not in found]
+        found = of_one_seed(self._waiting, most)
         self._flying += len(found)
         return found
 
     def report(self, result: JobResult) -> None:
         self._flying -= 1
         part = self._tried[result.variant or 0]
-        self.journal.record(
-            "ablated",
-            trial=result.trial,
-            part=part.name,
-            objective=self._objectives[part.name],
-            seed=result.seed,
-            validation=result.score,
-            test=result.test,
-            curve=result.curve,
-            seconds=round(result.seconds, 4),
-            reason=result.reason or "",
-            detail=result.detail,
-        )
+        what = {"part": part.name, "objective": self._objectives[part.name]}
+        self.journal.record("ablated", **what, **final_row(result))
 
     def end(self) -> None:
         """The verdict."""
@@ -163,7 +149,7 @@ class Attribution:
         """Have the winner trained without a part, where its values are not there already."""
         number = len(self._tried)
         self._tried.append(part)
-        bare = self._bare(part.objective)
+        bare = self.setup.bare(part.objective)
         objective = (bare if self._scale is None else self._scale.applied(bare)).document()
         self._objectives[part.name] = objective
         twin = self._known.equal(bare, self._fingerprint(bare), {})
@@ -178,9 +164,6 @@ class Attribution:
             if seed not in have
         ]
         self._waiting.sort(key=lambda job: job.seed)
-
-    def _bare(self, spec: ObjectiveSpec) -> ObjectiveSpec:
-        return spec if self._scale is None else spec.model_copy(update={"scale": 1.0})
 
     def _fingerprint(self, spec: ObjectiveSpec) -> np.ndarray | None:
         return fingerprint(spec, self.setup.registry, self._probe)

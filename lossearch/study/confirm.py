@@ -10,6 +10,7 @@ import numpy as np
 
 from lossearch.components import Component
 from lossearch.study.journal import Journal
+from lossearch.study.phase import final_row, of_one_seed
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult
 from lossearch.trials.comparison import Finalist, judge
@@ -43,24 +44,11 @@ class Confirmation:
         return self._left
 
     def jobs(self, most: int) -> list[Job]:
-        seeds = {job.seed for job in self._waiting[:1]}
-        found = [job for job in self._waiting if job.seed in seeds][:most]
-        self._waiting = self._waiting[len(found) :]
-        return found
+        return of_one_seed(self._waiting, most)
 
     def report(self, result: JobResult) -> None:
         self._left -= 1
-        self.journal.record(
-            "confirmed",
-            trial=result.trial,
-            seed=result.seed,
-            validation=result.score,
-            test=result.test,
-            curve=result.curve,
-            seconds=round(result.seconds, 4),
-            reason=result.reason or "",
-            detail=result.detail,
-        )
+        self.journal.record("confirmed", **final_row(result))
 
     def end(self) -> None:
         """Nothing is left to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lossearch.study.confirm import finalists
 from lossearch.study.journal import Journal
+from lossearch.study.phase import training_row
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult
 
@@ -42,15 +43,11 @@ class Finetune:
         self._done += 1
         self.journal.record(
             "finetuned",
-            trial=result.trial,
+            **training_row(result),
             variant=result.variant,
             values=self._values[result.trial, result.variant],
             score=result.score,
             metrics=result.metrics,
-            curve=result.curve,
-            seconds=round(result.seconds, 4),
-            reason=result.reason or "",
-            detail=result.detail,
         )
 
     def end(self) -> None:

@@ -24,7 +24,7 @@ class Gate:
         self.baselines = setup.fingerprints()
         for trial in trials:
             if trial.status != "rejected":
-                spec = self._bare(ObjectiveSpec.parse(trial.objective))
+                spec = self.setup.bare(ObjectiveSpec.parse(trial.objective))
                 found = fingerprint(spec, self.registry, self.probe)
                 self.known.add(trial.number, spec, found, trial.training)
                 if trial.role == "baseline":
@@ -46,7 +46,7 @@ class Gate:
         problems = objective_problems(spec, self.registry, self.setup.available, self.setup.facts)
         if problems:
             return "rejected", {**row, "reason": "infeasible", "detail": "; ".join(problems)}
-        spec = self._bare(spec)
+        spec = self.setup.bare(spec)
         found = fingerprint(spec, self.registry, self.probe)
         if proposal.role == "baseline":  # what everything is measured against is always trained
             self.baselines.add(number, spec, found, {})
@@ -64,7 +64,3 @@ class Gate:
         if self.scale is not None:
             row["objective"] = self.scale.applied(spec).document()
         return "proposed", row
-
-    def _bare(self, spec: ObjectiveSpec) -> ObjectiveSpec:
-        """Without its factor, where the study sets it."""
-        return spec if self.scale is None else spec.model_copy(update={"scale": 1.0})

@@ -149,6 +149,11 @@ class Setup:
         free = training.optimizer != "sgd" and training.clip_norm is None
         return Fingerprints(scale_free=free or self.config.fairness.gradient_norm)
 
+    def bare(self, spec: ObjectiveSpec) -> ObjectiveSpec:
+        """An objective without its factor, where the study sets it."""
+        set_here = self.config.fairness.gradient_norm
+        return spec.model_copy(update={"scale": 1.0}) if set_here else spec
+
     def scale(self) -> Scale | None:
         """What brings objectives to the baseline's gradient norm, if that is wanted."""
         config = self.config

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from lossearch.trials.independent import IndependentSampler
 from lossearch.trials.pareto import order
 from lossearch.trials.units import Unit
 
@@ -40,7 +40,7 @@ def population_size(trials: int) -> int:
     return min(max(trials // 5, LEAST), MOST)
 
 
-class EvolutionSampler(BaseSampler):
+class EvolutionSampler(IndependentSampler):
     """Proposes a child of the population; at random until the population is there.
 
     Args:
@@ -54,8 +54,8 @@ class EvolutionSampler(BaseSampler):
     def __init__(
         self, living: Sequence[Member], size: int, maximize: Sequence[bool], seed: int
     ) -> None:
+        super().__init__(seed)
         self._generator = np.random.default_rng(seed)
-        self._random = RandomSampler(seed=seed)
         self._kept: dict[str, Any] = {}
         self._distributions: Mapping[str, BaseDistribution] = {}
         if len(living) < size:
@@ -68,16 +68,6 @@ class EvolutionSampler(BaseSampler):
             name = free[self._generator.integers(len(free))]
             self._kept[name] = self._mutated(self._kept[name], parent.distributions[name])
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
     def sample_independent(
         self,
         study: optuna.Study,
@@ -88,7 +78,7 @@ class EvolutionSampler(BaseSampler):
         # what a swapped component leaves behind is never asked for
         if self._distributions.get(param_name) == param_distribution:
             return self._kept[param_name]
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(study, trial, param_name, param_distribution)
 
     def _mutated(self, value: Any, distribution: BaseDistribution) -> Any:
         unit, draw = Unit(distribution), self._generator

@@ -36,7 +36,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -120,9 +120,7 @@ def read_ledger(path: Path) -> list[Row]:
     try:
         *lines, _torn = path.read_bytes().split(b"\n")  # without a newline, the write was cut off
     except FileNotFoundError:
-        raise StudyError(
-            f"there is no study in {path.parent}: it has no {path.name}"
-        ) from None
+        raise StudyError(f"there is no study in {path.parent}: it has no {path.name}") from None
     except OSError as error:
         raise StudyError(f"the ledger {path} cannot be read: {error.strerror}") from None
     rows: list[Row] = []
@@ -244,18 +242,12 @@ class Confirmation:
     seconds: float = 0.0
 
 
-@dataclass
-class Ablation:
+@dataclass(kw_only=True)
+class Ablation(Confirmation):
     """One training of the winner without a part, on a seed of the confirmations."""
 
-    trial: int
     part: str
     objective: dict[str, Any]
-    seed: int
-    validation: float | None
-    test: dict[str, float]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
     reason: str = ""
 
 
@@ -373,34 +365,19 @@ def apply(state: State, row: Row) -> None:
         trial.metrics = row.get("metrics", {})
         _end(trial, row, event)
     elif event == "confirmed":
-        state.confirmations.append(
-            Confirmation(
-                row["trial"],
-                row["seed"],
-                row["validation"],
-                row["test"],
-                row.get("curve", []),
-                row.get("seconds", 0.0),
-            )
-        )
+        state.confirmations.append(Confirmation(**_fields(Confirmation, row)))
     elif event == "ablated":
-        state.ablations.append(
-            Ablation(
-                row["trial"],
-                row["part"],
-                row["objective"],
-                row["seed"],
-                row["validation"],
-                row["test"],
-                row.get("curve", []),
-                row.get("seconds", 0.0),
-                row.get("reason", ""),
-            )
-        )
+        state.ablations.append(Ablation(**_fields(Ablation, row)))
     elif event == "verdict":
         state.verdict = {k: v for k, v in row.items() if k not in ("event", "time")}
     elif event == "ended":
         state.ended = row["status"]
+
+
+def _fields(kind: type[Confirmation], row: Row) -> dict[str, Any]:
+    """What a row says of the kind's fields; those without a default must be there."""
+    optional = {f.name for f in fields(kind) if not (f.default is f.default_factory is MISSING)}
+    return {f.name: row[f.name] for f in fields(kind) if f.name in row or f.name not in optional}
 
 
 def _end(trial: Trial, row: Row, status: Status) -> None:

@@ -48,22 +48,19 @@ class Rungs:
         """The next level above an epoch."""
         return next((level for level in self.levels if level > epoch), self.levels[-1])
 
-    def promotable(
-        self,
-        trials: Iterable[Trial],
-        maximize: bool | Sequence[bool],
-        busy: Set[int] = frozenset(),
-    ) -> Trial | None:
-        """The best paused trial that may go on, from the highest rung down; none of ``busy``."""
-        return next(self.promotions(trials, maximize, busy), None)
-
     def promotions(
         self,
         trials: Iterable[Trial],
         maximize: bool | Sequence[bool],
         busy: Set[int] = frozenset(),
     ) -> Iterator[Trial]:
-        """All paused trials that may go on, the highest rung's first, the best of a rung first."""
+        """All paused trials that may go on, the highest rung's first, the best of a rung first.
+
+        Args:
+            trials: All of the study, in any order.
+            maximize: For each metric that decides, whether more is better.
+            busy: Numbers of those that run now, and so are not paused.
+        """
         trials = list(trials)
         directions = (maximize,) if isinstance(maximize, bool) else tuple(maximize)
         for level in reversed(self.levels[:-1]):

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from lossearch.trials.independent import IndependentSampler
 from lossearch.trials.pareto import order
 from lossearch.trials.parzen import Parzen
 from lossearch.trials.units import Unit
@@ -177,25 +177,15 @@ class Knowledge:
             self._values = np.pad(self._values, ((0, more[0]), (0, 0)), constant_values=np.nan)
 
 
-class TreeSampler(BaseSampler):
+class TreeSampler(IndependentSampler):
     """Draws from :class:`Knowledge`; at random until enough trials have a score."""
 
     def __init__(self, knowledge: Knowledge, seed: int) -> None:
+        super().__init__(seed)
         self._knowledge = knowledge
         self._generator = np.random.default_rng(seed)
-        self._random = RandomSampler(seed=seed)
         self._learns = knowledge.scored >= STARTUP
         self._drawn: dict[str, Any] = {}
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self,
@@ -208,4 +198,4 @@ class TreeSampler(BaseSampler):
             self._drawn |= self._knowledge.draw(param_name, param_distribution, self._generator)
         if param_name in self._drawn:
             return self._drawn.pop(param_name)
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(study, trial, param_name, param_distribution)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lossearch
 from lossearch.components import component_of
 from lossearch.errors import ModelError
-from lossearch.models import ModelConfig, build_network, model_components, thawed
+from lossearch.models import ModelConfig, build_network, thawed
 from lossearch.registry import Registry
 
 
@@ -35,14 +35,6 @@ class Closed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x).log_softmax(1)
-
-
-@pytest.fixture
-def registry() -> Registry:
-    registry = Registry()
-    for target in model_components():
-        registry.add(component_of(target), "test")
-    return registry
 
 
 def test_frozen_backbone_never_changes(registry: Registry) -> None:

@@ -21,7 +21,6 @@ from lossearch.models import (
     ModelConfig,
     Network,
     build_network,
-    model_components,
 )
 from lossearch.registry import Registry
 
@@ -35,14 +34,6 @@ class Info:
 
 
 IMAGE = Info(kind="image", input_shape=(1, 32, 32))
-
-
-@pytest.fixture
-def registry() -> Registry:
-    registry = Registry()
-    for target in model_components():
-        registry.add(component_of(target), "test")
-    return registry
 
 
 def test_importing_models_does_not_import_timm() -> None:

@@ -14,6 +14,7 @@ import torch
 from lossearch.documents import dump_yaml
 from lossearch.registry import use
 from lossearch.study import StudyResult, read_study, start
+from lossearch.training import Unit, UnitResult, Workbench
 from lossearch.trials.ledger import State, read_ledger
 
 DOCUMENT: dict[str, Any] = {
@@ -94,6 +95,20 @@ def result(write_study: Callable[..., Path]) -> StudyResult:
 def ledger() -> Callable[[Path], list[dict[str, Any]]]:
     """The rows of the ledger in a folder."""
     return lambda folder: read_ledger(folder / "ledger.jsonl")
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """Every unit that is run in this process."""
+    seen: list[Unit] = []
+    run = Workbench.run
+
+    def watched(self: Workbench, unit: Unit) -> UnitResult:
+        seen.append(unit)
+        return run(self, unit)
+
+    monkeypatch.setattr(Workbench, "run", watched)
+    return seen
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import yaml
 
 from lossearch.errors import StudyError
 from lossearch.study import StudyResult, read_study, resume, start
-from lossearch.training import Unit, UnitResult, Workbench
+from lossearch.training import Unit
 
 Ledger = Callable[[Path], list[dict[str, Any]]]
 
@@ -40,19 +40,6 @@ def config(tmp_path: Path) -> Any:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(document))
     return read_study(path)
-
-
-@pytest.fixture
-def units(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
-    seen: list[Unit] = []
-    run = Workbench.run
-
-    def watched(self: Workbench, unit: Unit) -> UnitResult:
-        seen.append(unit)
-        return run(self, unit)
-
-    monkeypatch.setattr(Workbench, "run", watched)
-    return seen
 
 
 @pytest.fixture

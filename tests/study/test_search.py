@@ -11,7 +11,7 @@ import pytest
 
 from lossearch.study import StudyResult, read_study, resume, start
 from lossearch.study.search import POINTS
-from lossearch.training import Unit, UnitResult, Workbench
+from lossearch.training import Unit
 from lossearch.training.choice import Choice
 
 Write = Callable[..., Path]
@@ -19,18 +19,10 @@ Ledger = Callable[[Path], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def units(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
-    """Every unit that is run; a stack pays always, so that no clock decides."""
-    seen: list[Unit] = []
-    run = Workbench.run
-
-    def watched(self: Workbench, unit: Unit) -> UnitResult:
-        seen.append(unit)
-        return run(self, unit)
-
-    monkeypatch.setattr(Workbench, "run", watched)
+def units(units: list[Unit], monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """A stack pays always, so that no clock decides."""
     monkeypatch.setattr(Choice, "gain", lambda self, size: 0.0 if self.problem else 4.0)
-    return seen
+    return units
 
 
 def stacked(write_study: Write, **changes: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ def waiting(number: int, rungs: dict[int, float], **changes: Any) -> Trial:
     for key, value in changes.items():
         setattr(trial, key, value)
     return trial
+
+
+def promotable(rungs: Rungs, trials: Iterable[Trial], maximize: bool, **busy: Any) -> Trial | None:
+    """The next that may go on."""
+    return next(rungs.promotions(trials, maximize, **busy), None)
 
 
 @pytest.mark.parametrize(
@@ -43,32 +49,32 @@ def test_a_share_of_one_factor_th_of_all_that_reached_a_rung_goes_on() -> None:
         [(0.5, None), (0.6, None), (0.4, 1), (0.9, 3), (0.1, 3), (0.7, 3)]
     ):
         trials.append(waiting(number, {1: score}))
-        found = rungs.promotable(trials, maximize=True)
+        found = promotable(rungs, trials, maximize=True)
         assert (found.number if found else None) == promoted, number
     # of six the two best may: 0.9 and 0.7; with 3 gone on, it is 5's turn
     trials[3].rungs[3], trials[3].epoch = 0.95, 3
-    found = rungs.promotable(trials, maximize=True)
+    found = promotable(rungs, trials, maximize=True)
     assert found is not None and found.number == 5
     trials[5].rungs[3], trials[5].epoch = 0.2, 3
-    assert rungs.promotable(trials, maximize=True) is None
+    assert promotable(rungs, trials, maximize=True) is None
     # a third at rung 3: the best of it goes on before anything at rung 1
     trials[1].rungs[3], trials[1].epoch = 0.5, 3
     trials += [waiting(6 + i, {1: 0.99 - i / 100}) for i in range(3)]
-    found = rungs.promotable(trials, maximize=True)
+    found = promotable(rungs, trials, maximize=True)
     assert found is not None and found.number == 3
 
 
 def test_minimised_scores_busy_ended_and_tied_trials() -> None:
     rungs = Rungs((1, 4), 2)
     trials = [waiting(n, {1: s}) for n, s in enumerate([0.3, 0.1, 0.1, 0.2])]
-    first = rungs.promotable(trials, maximize=False)
+    first = promotable(rungs, trials, maximize=False)
     assert first is not None and first.number == 1  # the earlier of the tied
-    second = rungs.promotable(trials, maximize=False, busy={1})
+    second = promotable(rungs, trials, maximize=False, busy={1})
     assert second is not None and second.number == 2
-    assert rungs.promotable(trials, maximize=False, busy={1, 2}) is None
+    assert promotable(rungs, trials, maximize=False, busy={1, 2}) is None
     trials[1].status = trials[2].status = "failed"  # they keep their places
-    assert rungs.promotable(trials, maximize=False) is None
-    assert rungs.promotable(reversed(trials), maximize=True) is trials[0]
+    assert promotable(rungs, trials, maximize=False) is None
+    assert promotable(rungs, reversed(trials), maximize=True) is trials[0]
 
 
 def test_with_several_metrics_the_fronts_go_on() -> None:
@@ -94,7 +100,7 @@ def test_promotions_are_what_one_after_the_other_gives() -> None:
     rungs, busy = Rungs((1, 3, 9), 2), set[int]()
     trials = [waiting(n, {1: n / 10} if n % 3 else {1: n / 10, 3: n / 10}) for n in range(12)]
     found = [t.number for t in rungs.promotions(trials, True)]
-    while (one := rungs.promotable(trials, True, busy)) is not None:
+    while (one := promotable(rungs, trials, True, busy=busy)) is not None:
         assert one.number == found[len(busy)]
         busy.add(one.number)
     assert len(found) == len(busy) == 6
@@ -102,7 +108,7 @@ def test_promotions_are_what_one_after_the_other_gives() -> None:
 
 def test_without_rungs_nothing_waits() -> None:
     trials = [waiting(n, {5: 0.1}) for n in range(6)]
-    assert Rungs.make(None, 5).promotable(trials, maximize=True) is None
+    assert promotable(Rungs.make(None, 5), trials, maximize=True) is None
 
 
 @pytest.mark.parametrize("bad", [{"min_epochs": 0}, {"factor": 1}, {"factors": 2}])
