@@ -12,7 +12,10 @@ TASKS: Final = ("multiclass", "binary", "multilabel", "regression")
 
 # name -> (shape, meaning); B samples, C classes, E embedding width, D targets, K terms.
 FIELDS: Final[dict[str, tuple[str, str]]] = {
-    "logits": ("[B, C]; binary [B] or [B, 1]", "raw scores, before softmax or sigmoid"),
+    "logits": (
+        "[B, C]; binary [B] or [B, 1]; dense [B, C, H, W(, Z)]",
+        "raw scores, before softmax or sigmoid",
+    ),
     "targets": (
         "multiclass int64 [B]; binary, multilabel float [B] or [B, C]; regression [B] or [B, D]",
         "the labels; -1 marks an unknown binary or multilabel one",
@@ -20,6 +23,11 @@ FIELDS: Final[dict[str, tuple[str, str]]] = {
     "embeddings": ("[B, E]", "the vector before the head, not normalised"),
     "embeddings_b": ("[B, E]", "a second view's embeddings, row i matching row i"),
     "logits_b": ("[B, C]", "a second view's logits, row i matching row i"),
+    "logits_adv": ("[B, C]", "the logits of attacked inputs, row i matching row i"),
+    "rho": ("[B]", "how far a face is symmetric, 0 to 1: whether its halves may be compared"),
+    "noise_scores": ("[N]", "the network's scores of samples drawn from a known density q"),
+    "noise_logq": ("[N]", "log q of these samples"),
+    "data_logq": ("[B]", "log q of the batch's own samples"),
     "predictions": ("[B] or [B, D]", "a regression output"),
     "weight": ("[C, E]", "the classifier's weight, for margin and prototype losses"),
     "teacher_logits": ("[B, C]", "a frozen teacher's logits"),

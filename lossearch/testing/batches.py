@@ -18,13 +18,17 @@ TRAIN_SIZE = sum(CLASS_COUNTS)
 EXTREME = 80.0
 
 # What a network's training differentiates by.
-OUTPUTS = ("logits", "logits_b", "predictions", "embeddings", "embeddings_b", "weight")
+OUTPUTS = (
+    *("logits", "logits_b", "logits_adv", "predictions", "embeddings", "embeddings_b"),
+    *("weight", "noise_scores"),
+)
 # Every field of the network's or a teacher's making, which half precision and extremes reach.
 COMPUTED = (*OUTPUTS, "teacher_logits", "teacher_embeddings", "features")
 # Fields with one row a sample.
 PER_SAMPLE = frozenset(
     {
-        *("logits", "logits_b", "targets", "predictions", "embeddings", "embeddings_b"),
+        *("logits", "logits_b", "logits_adv", "targets", "predictions", "embeddings"),
+        *("embeddings_b", "rho", "data_logq"),
         *("teacher_logits", "teacher_embeddings", "index", "bag", "event", "time", "inputs"),
         *("draws", "losses"),
     }
@@ -116,6 +120,11 @@ def _all_fields(
         "embeddings": normal(size, E),
         "embeddings_b": normal(size, E),
         "logits_b": normal(size, *outputs),
+        "logits_adv": normal(size, *outputs),
+        "rho": torch.rand(size, generator=generator),
+        "noise_scores": normal(N),
+        "noise_logq": normal(N) - 1,
+        "data_logq": normal(size) - 1,
         "predictions": normal(size),
         "weight": normal(classes, E),
         "teacher_logits": normal(size, *outputs),
@@ -176,7 +185,7 @@ def extreme(batch: Mapping[str, Any], size: float = EXTREME) -> dict[str, Any]:
             signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
             changed[field] = size * signs.to(value.dtype)
     targets = batch.get("targets")
-    for field in ("logits", "logits_b"):
+    for field in ("logits", "logits_b", "logits_adv"):
         if field in batch and isinstance(targets, Tensor) and len(targets) >= 4:
             logits = changed[field]
             wins = _signs(targets, logits)
