@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lossearch.components import FIELDS, Component
+from lossearch.components.schedule import plain
 from lossearch.errors import LossearchError, did_you_mean
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec
@@ -59,7 +60,8 @@ def objective_problems(
 ) -> list[str]:
     """Every reason why an objective cannot be trained here; empty where it can."""
     problems: list[str] = []
-    facts = {**facts, "num_terms": len(spec.terms), "term_weights": [t.weight for t in spec.terms]}
+    weights = [plain(term.weight) for term in spec.terms]
+    facts = {**facts, "num_terms": len(spec.terms), "term_weights": weights}
     built: dict[str, tuple[Component, BaseModel]] = {}
     for path, each in spec.components():
         try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.components import Bound
+from lossearch.components.schedule import CLOCK, Schedule, plain
 from lossearch.documents import read_yaml
 from lossearch.errors import SpecError
 from lossearch.feasibility import INTERNAL
@@ -94,7 +95,7 @@ class Objective(nn.Module):
         facts = {
             **self.constants,
             "num_terms": len(spec.terms),
-            "term_weights": [term.weight for term in spec.terms],
+            "term_weights": [plain(term.weight) for term in spec.terms],
         }
         with using(registry):  # a composer looks its members up
             self._build(spec, registry, facts)
@@ -103,6 +104,12 @@ class Objective(nn.Module):
             self.balancer is not None
             and "term_weights" in self.balancer.component.signature.facts.values()
         )
+        if self._weights_inside and any(isinstance(t.weight, Schedule) for t in spec.terms):
+            assert self.balancer is not None
+            raise SpecError(
+                f"{self.balancer.component.name} takes the terms' weights as its own, so they "
+                "cannot follow a schedule"
+            )
 
     def _build(self, spec: ObjectiveSpec, registry: Registry, facts: Mapping[str, Any]) -> None:
         self.terms = nn.ModuleList(Term(t, spec.task, registry, facts) for t in spec.terms)
@@ -118,7 +125,10 @@ class Objective(nn.Module):
         bound = [m for m in self.modules() if isinstance(m, Bound)]
         fixed = {k for k in ("class_counts", "total_steps") if k in self.constants}
         given = INTERNAL | fixed
-        self.reads = frozenset().union(*(b.component.reads(b.params) for b in bound)) - given
+        self._steppers = [b for b in bound if hasattr(b.module, "after_step")]
+        self.reads = frozenset().union(*(b.reads for b in bound)) - given
+        if any(isinstance(t.weight, Schedule) for t in spec.terms):
+            self.reads |= CLOCK - given
         self.uses = (
             frozenset().union(*(b.component.optional_fields for b in bound)) - given - self.reads
         )
@@ -179,7 +189,7 @@ class Objective(nn.Module):
             )
         batch = self._complete({**(batch or {}), **fields})
         values = [term(batch) for term in self.terms]
-        weighted = self._weighted(values)
+        weighted = self._weighted(values, batch)
         if self.balancer is None:
             value = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         elif self.at == "values":
@@ -206,7 +216,7 @@ class Objective(nn.Module):
             return value.detach()
         assert self.balancer is not None
         batch = self._complete(batch)
-        terms = self._weighted([term(batch) for term in self.terms])
+        terms = self._weighted([term(batch) for term in self.terms], batch)
         values = torch.stack(terms).detach()
         model = [p for p in parameters if p.requires_grad]
         own = [p for p in self.parameters() if p.requires_grad]
@@ -243,6 +253,53 @@ class Objective(nn.Module):
             if isinstance(module, Bound):
                 module.end_epoch(epoch)
 
+    def after_step(self) -> None:
+        """Tell the components that listen that the optimizer has moved the parameters."""
+        for bound in self._steppers:
+            bound.after_step()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What its components learn, as optimizer groups with ``weight_decay``, ``lr_factor``.
+
+        A component may say them of its own parameters by a method of this name; others do not
+        decay, and learn at the model's rate.
+        """
+        groups: list[dict[str, Any]] = []
+        for module in self.modules():
+            if hasattr(module, "parameter_groups") and module is not self:
+                groups += module.parameter_groups()  # type: ignore[operator]
+        known = {id(p) for group in groups for p in group["params"]}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": rest}, *groups] if rest else groups
+        return [{"weight_decay": 0.0, "lr_factor": 1.0, **group} for group in groups]
+
+    @property
+    def _first(self) -> nn.Module | None:
+        term = self.terms[0]
+        assert isinstance(term, Term)
+        return term.loss.module
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its first loss has a prediction rule of its own, ``predictions(fields)``."""
+        return hasattr(self._first, "predictions")
+
+    def predictions(self, fields: Mapping[str, Any]) -> Tensor:
+        """The logits by which the network is judged: its own, but for a rule of the first loss.
+
+        Args:
+            fields: The network's ``logits`` and, where it has them, ``embeddings``, ``weight``.
+        """
+        if not self.predicts:
+            return fields["logits"]
+        rule: Any = self._first
+        was_training = rule.training
+        rule.eval()
+        try:
+            return rule.predictions(fields)
+        finally:
+            rule.train(was_training)
+
     def _complete(self, batch: Batch) -> Batch:
         missing = {
             key: self.constants[key]
@@ -258,11 +315,11 @@ class Objective(nn.Module):
             )
         return {**batch, **missing}
 
-    def _weighted(self, values: list[Tensor]) -> list[Tensor]:
+    def _weighted(self, values: list[Tensor], batch: Batch) -> list[Tensor]:
         # a list: in the graph of a stacked tensor each term would depend on all parameters
         if self._weights_inside:
             return values
-        weights = [term.weight for term in self.spec.terms]
+        weights = [weight_now(term.weight, batch) for term in self.spec.terms]
         return [v if w == 1 else w * v for v, w in zip(values, weights, strict=True)]
 
     def _at_output(self, batch: Batch, terms: list[Tensor]) -> Tensor:
@@ -295,6 +352,13 @@ class Objective(nn.Module):
         return best
 
 
+def weight_now(weight: float | Schedule, batch: Batch) -> float:
+    """A term's weight at the batch's step."""
+    if isinstance(weight, Schedule):
+        return float(weight.value(batch["step"], batch["total_steps"]))
+    return weight
+
+
 def _gradients(term: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
     if not term.requires_grad:  # it depends on nothing that is trained here
         return (None,) * len(inputs)
@@ -309,7 +373,7 @@ def cosine_scale(objective: Objective) -> float | None:
     """The scale of the first margin loss (one that reads the classifier's weight), if any."""
     for module in objective.modules():
         if isinstance(module, Bound) and "weight" in module.component.reads(module.params):
-            return float(getattr(module.params, "scale", 1.0))
+            return float(module.value("scale", 1.0))
     return None
 
 

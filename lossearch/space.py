@@ -9,6 +9,7 @@
             - cross_entropy                       # its parameters run over their own ranges
             - {name: focal, gamma: {low: 0, high: 3}}
             - {name: poly_loss, epsilon: {choice: [-1, 1, 2]}}
+            - {name: ldam, max_margin: {schedule: {choice: [constant, linear]}}}  # over training
         reweighting: {choice: [none, class_balanced]}
       - loss: orthogonal_projection
         weight: {low: 0.01, high: 2, log: true}
@@ -30,6 +31,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from lossearch.components import Component
+from lossearch.components.schedule import KEYS
 from lossearch.documents import parse_yaml
 from lossearch.feasibility import acting_problem
 from lossearch.registry import Registry
@@ -125,6 +127,46 @@ class OneOf:
 
     def describe(self) -> str:
         return "one of " + ", ".join(str(n) for n in self.names)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A number that follows a schedule: its form, and the domain of each key that a form takes.
+
+    The form ``constant`` is the number itself.
+    """
+
+    form: OneOf
+    keys: Mapping[str, Value | Between | OneOf | tuple[Value | Between | OneOf, ...]]
+
+    def suggest(self, trial: Suggester, path: str) -> Any:
+        form = self.form.suggest(trial, f"{path}.schedule") if self.several else self.forms[0]
+        said: dict[str, Any] = {"schedule": form}
+        for key in KEYS[form]:
+            node = self.keys.get(key)
+            if isinstance(node, tuple):
+                said[key] = [n.suggest(trial, f"{path}.{key}.{i}") for i, n in enumerate(node)]
+            elif node is not None:
+                said[key] = node.suggest(trial, f"{path}.{key}")
+        return said["start"] if form == "constant" else said
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return self.form.names
+
+    @property
+    def several(self) -> bool:
+        return len(self.forms) > 1
+
+    def describe(self) -> str:
+        domains = {
+            key: f"[{', '.join(n.describe() for n in node)}]"
+            if isinstance(node, tuple)
+            else node.describe()
+            for key, node in self.keys.items()
+        }
+        inside = ", ".join(f"{key}: {text}" for key, text in domains.items())
+        return f"over training, {' or '.join(self.forms)} ({inside})"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from itertools import pairwise
 from typing import Any
 
 from lossearch.components import Choices, Component, Range
 from lossearch.components.params import is_integer
+from lossearch.components.schedule import DEFAULTS, DEFERRED_AT, KEYS, is_schedule
 from lossearch.errors import LossearchError, SpecError, did_you_mean, unknown
 from lossearch.feasibility import component_problem
 from lossearch.registry import Registry
@@ -18,6 +20,7 @@ from lossearch.space import (
     Members,
     OneOf,
     Part,
+    Scheduled,
     Slot,
     Space,
     Term,
@@ -26,6 +29,7 @@ from lossearch.space import (
 )
 
 _TERM_KEYS = {"loss", "reweighting", "miner", "weight", "optional"}
+_DEFERRED = (0.3, 0.95)  # of training: where a jump is searched that says nothing of it
 _SPACE_KEYS = {"task", "terms", "balancer"}
 
 
@@ -71,7 +75,8 @@ class Compiler:
             return None
         weight = self._domain(document.get("weight", 1.0), f"{where}.weight", float)
         for end in _ends(weight):
-            if type(end) not in (int, float) or not 0 < end < math.inf:
+            least = -math.ulp(0.0) if isinstance(weight, Scheduled) else 0  # it may begin at 0
+            if not _is_number(end) or not least < end < math.inf:
                 raise SpecError(f"{where}.weight = {end!r} is not allowed: it is a number above 0")
         return Term(
             loss,
@@ -151,10 +156,56 @@ class Compiler:
             return Members(tuple(p for p in parts if p is not None))
         integer = is_integer(component.signature, name)
         default = default_of(component, name, self.task)
-        node = self._domain(value, where, int if integer else float, default)
+        own = component.signature.domains.get(name)
+        usual = self._from_domain(component, name, own) if own else None
+        node = self._domain(value, where, int if integer else float, default, usual)
         for end in _ends(node):
             component.complete({name: end}, task=self.task, facts=ANY_FACTS)
         return node
+
+    def _schedule(
+        self, value: Mapping[str, Any], where: str, kind: type, default: Any, usual: Any
+    ) -> Scheduled:
+        said = value["schedule"]
+        listed: list[Any] = [said]
+        if isinstance(said, Mapping) and "choice" in said:
+            listed = list(said["choice"])
+        for form in listed:
+            if form not in KEYS:
+                raise SpecError(f"{where}: {unknown('schedule', str(form), KEYS)}")
+        wanted = dict.fromkeys(key for form in listed for key in KEYS[form])
+        _known_keys(value, {"schedule", *wanted}, where)
+        if "step" in listed and len(listed) > 1:
+            raise SpecError(f"{where}: schedule: step, with a list of values, stands alone")
+        keys: dict[str, Any] = {}
+        for key in wanted:
+            inside = f"{where}.{key}"
+            if key == "values" or (key == "at" and "step" in listed):
+                each = value.get(key)
+                if not isinstance(each, list) or not each:
+                    raise SpecError(f"{inside} must be a list")
+                numbers = kind if key == "values" else float
+                keys[key] = tuple(
+                    self._domain(v, f"{inside}.{i}", numbers) for i, v in enumerate(each)
+                )
+            elif key in value:
+                corner = key in ("start", "end")
+                says = (kind, default) if corner else (float, None)
+                keys[key] = self._domain(value[key], inside, *says)
+            elif key in ("start", "end"):
+                if usual is None:
+                    raise SpecError(f"{where}: a schedule needs '{key}', since there is no range")
+                keys[key] = usual
+            elif key == "at":
+                keys[key] = Between(*_DEFERRED, default=DEFERRED_AT)
+        shares = [keys.get(k, Value(DEFAULTS[k])) for k in DEFAULTS if k in wanted]
+        _rising(shares, where)
+        at = keys.get("at")
+        if at is not None:
+            _rising(list(at) if isinstance(at, tuple) else [at], f"{where}.at")
+        if isinstance(at, tuple) and len(keys["values"]) != len(at) + 1:
+            raise SpecError(f"{where}: {len(at)} shares in 'at' need {len(at) + 1} values")
+        return Scheduled(OneOf(tuple(Value(f) for f in listed)), keys)
 
     def _is_member(self, value: Any) -> bool:
         if isinstance(value, str):
@@ -168,11 +219,21 @@ class Compiler:
         integer = is_integer(component.signature, name)
         return Between(domain.low, domain.high, domain.log, integer, default)
 
-    def _domain(self, value: Any, where: str, kind: type, default: Any = None) -> Any:
+    def _domain(
+        self, value: Any, where: str, kind: type, default: Any = None, usual: Any = None
+    ) -> Any:
+        """A value, a range, a choice, or a schedule of such; ``usual`` where one says nothing."""
+        if isinstance(value, Mapping) and "schedule" in value:
+            return self._schedule(value, where, kind, default, usual)
         if isinstance(value, Mapping) and "choice" in value:
             _known_keys(value, {"choice"}, where)
             if not isinstance(value["choice"], list) or not value["choice"]:
                 raise SpecError(f"{where}.choice must be a list of values")
+            if any(map(is_schedule, value["choice"])):
+                raise SpecError(
+                    f"{where}.choice holds a schedule. Choose among forms instead: "
+                    "{schedule: {choice: [constant, linear]}, start: ..., end: ...}"
+                )
             inner = (self._domain(v, where, kind, default) for v in value["choice"])
             return OneOf(tuple(inner), default)
         if isinstance(value, Mapping) and ("low" in value or "high" in value):
@@ -193,12 +254,34 @@ class Compiler:
         return Value(value)
 
 
+def _rising(shares: list[Any], where: str) -> None:
+    """Shares of training, each of which must lie after the one before wherever both are drawn."""
+    ends = [_ends(node) for node in shares]
+    for each in (e for some in ends for e in some):
+        if not _is_number(each) or not 0 <= each <= 1:
+            raise SpecError(f"{where}: {each!r} is not a share of training, from 0 to 1")
+    for before, after in pairwise(ends):
+        if max(before) >= min(after):
+            raise SpecError(
+                f"{where}: shares of training must rise, whatever is drawn: the ranges "
+                "may not overlap"
+            )
+
+
 def _ends(node: Any) -> tuple[Any, ...]:
     if isinstance(node, Between):
         return (node.low, node.high)
     if isinstance(node, OneOf):
         return tuple(e for o in node.options for e in _ends(o))
+    if isinstance(node, Scheduled):
+        corners = [node.keys[k] for k in ("start", "end", "values") if k in node.keys]
+        each = [n for c in corners for n in (c if isinstance(c, tuple) else (c,))]
+        return tuple(e for n in each for e in _ends(n))
     return (node.value,) if isinstance(node, Value) else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _known_keys(document: Mapping[str, Any], known: Set[str], where: str) -> None:

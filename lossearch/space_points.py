@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+from lossearch.components.schedule import Schedule, is_schedule
 from lossearch.errors import LossearchError
-from lossearch.space import Between, Members, OneOf, Part, Slot, Space, default_of
+from lossearch.space import Between, Members, OneOf, Part, Scheduled, Slot, Space, default_of
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 
 _PLACES = ("loss", "reweighting", "miner")
@@ -105,6 +106,19 @@ def _values(path: str, node: Any, said: Any) -> Iterator[tuple[str, Any]]:
         index = node.nearest()
         yield path, node.names[index]
         yield from _values(f"{path}.{index}", node.options[index], said)
+    elif isinstance(node, Scheduled):
+        said = said.model_dump() if isinstance(said, Schedule) else said
+        follows = is_schedule(said)
+        form = said["schedule"] if follows else "constant"
+        yield f"{path}.schedule", form if form in node.forms else node.forms[0]
+        for key, inner in node.keys.items():
+            value = said.get(key, _UNSAID) if follows else said if key == "start" else _UNSAID
+            if not isinstance(inner, tuple):
+                yield from _values(f"{path}.{key}", inner, value)
+                continue
+            values = value if isinstance(value, (list, tuple)) else [_UNSAID] * len(inner)
+            for i, (one, its) in enumerate(zip(inner, values, strict=False)):
+                yield from _values(f"{path}.{key}.{i}", one, its)
     elif isinstance(node, Part):
         document = said if isinstance(said, Mapping) else {}
         for name, inner in node.params.items():

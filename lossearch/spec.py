@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
 
+from lossearch.components.schedule import Schedule, is_schedule, or_schedule
 from lossearch.documents import parse
 
 Task = Literal["multiclass", "binary", "multilabel", "regression"]
@@ -38,12 +47,34 @@ class ComponentSpec(BaseModel):
         return f"{self.name}({shown})" if shown else self.name
 
 
+def _weight(value: Any) -> float | Schedule:
+    """A number above 0; a schedule may begin or end at 0."""
+    if not is_schedule(value):
+        return _number(value, positive=True)
+    schedule = or_schedule(value, _number)
+    if not any(schedule.corners):
+        raise ValueError("a term whose weight stays 0 does nothing: leave it out")
+    return schedule
+
+
+def _number(value: Any, positive: bool = False) -> float:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("input should be a number") from None
+    if not math.isfinite(found):
+        raise ValueError("input should be a finite number")
+    if found < 0 or (positive and found == 0):
+        raise ValueError(f"input should be greater than {'' if positive else 'or equal to '}0")
+    return found
+
+
 class TermSpec(BaseModel):
     """One loss of an objective, with what acts on its per-sample values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     loss: ComponentSpec
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: Annotated[Any, BeforeValidator(_weight)] = 1.0  # a float, or a Schedule
     reweighting: ComponentSpec | None = None
     miner: ComponentSpec | None = None
 
@@ -140,6 +171,8 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
+    if is_schedule(value):
+        return or_schedule(value, lambda number: number).label()
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):

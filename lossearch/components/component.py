@@ -13,13 +13,15 @@ from pydantic import BaseModel
 from torch import nn
 
 from lossearch.components.params import WHOLE_BATCH, Signature, read_signature, validate
-from lossearch.errors import FieldError, PluginError, did_you_mean
+from lossearch.components.schedule import CLOCK, Schedule, plain
+from lossearch.errors import FieldError, ParameterError, PluginError, did_you_mean
 
 Kind = Literal[
     "loss", "miner", "reweighting", "balancer", "metric", "dataset", "model", "provider"
 ]
 Returns = Literal["per_sample", "per_anchor", "per_pair", "batch", "mask", "selection"]
 MARK = "__lossearch_component__"
+_ONCE: tuple[Kind, ...] = ("metric", "dataset", "model")  # not there while training goes on
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,17 @@ class Component:
         for parameter, fact in self.signature.facts.items():
             if values.get(parameter) is None and fact in facts:
                 values[parameter] = facts[fact]
-        return validate(self.name, self.Params, values)
+        complete = validate(self.name, self.Params, values)
+        named = {name: getattr(complete, name) for name in self.Params.model_fields}
+        scheduled = [name for name, value in named.items() if isinstance(value, Schedule)]
+        fixed = {*self.signature.facts, *(scheduled if self.kind in _ONCE else ())}
+        for parameter in scheduled:
+            if parameter in fixed:
+                raise ParameterError(
+                    f"{self.name}: {parameter} cannot follow a schedule: it is used once, before "
+                    "training begins"
+                )
+        return complete
 
     def reads(self, params: BaseModel | None = None) -> frozenset[str]:
         """The fields that it needs at these parameters."""
@@ -152,18 +164,35 @@ class Bound(nn.Module):
     """A component bound to its parameters, called with a mapping of batch fields.
 
     Fields that it does not read do no harm. State and learned parameters are those of the wrapped
-    module, so they travel in ``state_dict`` and ``parameters()``.
+    module, so they travel in ``state_dict`` and ``parameters()``. What follows a schedule has the
+    value of the batch's ``step``; a module has it as the attribute of that name.
+
+    Attributes:
+        reads: The fields that it needs.
+        schedules: The hyperparameters that change over training.
+
+    Raises:
+        ParameterError: a module keeps no attribute of a scheduled hyperparameter's name.
     """
 
     def __init__(self, component: Component, params: BaseModel) -> None:
         super().__init__()
         self.component = component
         self.params = params
-        self._values = {name: getattr(params, name) for name in type(params).model_fields}
-        self._reads = component.reads(params)
+        given = {name: getattr(params, name) for name in type(params).model_fields}
+        self.schedules = {n: v for n, v in given.items() if isinstance(v, Schedule)}
+        self._values = {name: plain(value) for name, value in given.items()}
+        self.reads = component.reads(params) | (CLOCK if self.schedules else frozenset())
         self.module: nn.Module | None = (
             component.target(**self._values) if component.stateful else None
         )
+        for name in self.schedules if self.module is not None else ():
+            kept = getattr(self.module, name, None)
+            if not (isinstance(kept, (int, float)) and kept == self._values[name]):
+                raise ParameterError(
+                    f"{component.name}: {name} cannot follow a schedule: the class uses it once, "
+                    f"when it is built (an attribute self.{name}, read in forward(), would do)"
+                )
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
         """Call the component on the batch's fields.
@@ -174,20 +203,39 @@ class Bound(nn.Module):
         signature = self.component.signature
         arguments: dict[str, Any] = {}
         named = signature.required + signature.optional
-        for field in sorted(self._reads) if signature.whole_batch else named:
+        for field in sorted(self.reads) if signature.whole_batch else named:
             if batch.get(field) is not None:
                 arguments[field] = batch[field]
-            elif field in self._reads or field in signature.required:
-                have = sorted(k for k, v in batch.items() if v is not None)
-                raise FieldError(
-                    f"{self.component.name} reads '{field}', which the batch lacks"
-                    f"{did_you_mean(field, have) or '.'} It has: {', '.join(have) or 'nothing'}"
-                )
+            elif field in self.reads or field in signature.required:
+                raise self._lacking(field, batch)
         if signature.whole_batch:
             arguments = {WHOLE_BATCH: batch}
+        if self.schedules:
+            self._move_to(batch)
         if self.module is not None:
             return self.module(**arguments)
         return self.component.target(**arguments, **self._values)
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """A hyperparameter as it is now: where it follows a schedule, at the last batch's step."""
+        return self._values.get(name, default)
+
+    def _move_to(self, batch: Mapping[str, Any]) -> None:
+        for field in sorted(CLOCK):
+            if batch.get(field) is None:
+                raise self._lacking(field, batch)
+        for name, schedule in self.schedules.items():
+            self._values[name] = schedule.value(batch["step"], batch["total_steps"])
+            if self.module is not None:
+                setattr(self.module, name, self._values[name])
+
+    def _lacking(self, field: str, batch: Mapping[str, Any]) -> FieldError:
+        have = sorted(k for k, v in batch.items() if v is not None)
+        why = " for its schedule" if field in CLOCK and self.schedules else ""
+        return FieldError(
+            f"{self.component.name} reads '{field}'{why}, which the batch lacks"
+            f"{did_you_mean(field, have) or '.'} It has: {', '.join(have) or 'nothing'}"
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Tell a stateful component that an epoch begins, if it listens."""
@@ -197,10 +245,14 @@ class Bound(nn.Module):
         """Tell a stateful component that an epoch has ended, if it listens."""
         self._tell("end_epoch", epoch)
 
-    def _tell(self, event: str, epoch: int) -> None:
+    def after_step(self) -> None:
+        """Tell a stateful component that the optimizer has moved all parameters, if it listens."""
+        self._tell("after_step")
+
+    def _tell(self, event: str, *what: Any) -> None:
         listen = getattr(self.module, event, None)
         if callable(listen):
-            listen(epoch)
+            listen(*what)
 
     def extra_repr(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in self._values.items())

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, create_model
 
+from lossearch.components.schedule import or_schedule
 from lossearch.errors import ParameterError, PluginError, did_you_mean
 
 
@@ -150,7 +151,7 @@ def read_signature(name: str, target: Callable[..., Any]) -> Signature:
         if hint is None:
             raise PluginError(f"{name}: hyperparameter '{parameter.name}' has no annotation")
         default = ... if parameter.default is parameter.empty else parameter.default
-        declared[parameter.name] = (hint, default)
+        declared[parameter.name] = (Annotated[hint, WrapValidator(or_schedule)], default)
         for mark in hint.__metadata__ if get_origin(hint) is Annotated else ():
             if isinstance(mark, (Range, Choices)):
                 domains[parameter.name] = _complete(f"{name}: '{parameter.name}'", mark, hint)

@@ -51,7 +51,7 @@ class Member(Progress):
         self.values, self.seed, self.path, self.test = values, seed, path, test
         self.scale = cosine_scale(self.objective)
         self.state: dict[str, Any] | None = None
-        own = [p for p in self.objective.parameters() if p.requires_grad]
+        own = self.objective.parameter_groups()
         self.optimizer = plan.optimizer([], own, values) if own else None
         if path.exists():
             self.state = checkpoint.read(path)
@@ -227,8 +227,9 @@ class Cohort:
         for member in self.members:
             if member.optimizer is not None:
                 for group in member.optimizer.param_groups:
-                    group["lr"] = member.values["lr"] * factor
+                    group["lr"] = member.values["lr"] * group["lr_factor"] * factor
                 member.optimizer.step()
+            member.tries(member.objective.after_step)
         self.stack.step(
             [m.values["lr"] * factor for m in self.members],
             [m.values["weight_decay"] for m in self.members],
@@ -336,15 +337,15 @@ class Cohort:
     def _optimizer(self, row: int, member: Member) -> torch.optim.Optimizer:
         """The optimizer that the member would have alone."""
         weights = [p.detach()[row].requires_grad_() for p in self.stack.parameters.values()]
-        own = [p for p in member.objective.parameters() if p.requires_grad]
+        own = member.objective.parameter_groups()
         optimizer = self.plan.optimizer(weights, own, member.values)
         for weight, state in zip(weights, self.stack.optimizer_state(row), strict=True):
             if state:
                 optimizer.state[weight] = state
         if member.optimizer is not None:
             optimizer.state.update(member.optimizer.state)
-        rate = member.values["lr"]
         for group in optimizer.param_groups:
+            rate = member.values["lr"] * group["lr_factor"]
             group["initial_lr"] = rate
             group["lr"] = rate * self.plan.factor(self.epoch * self.plan.steps_per_epoch)
         return optimizer

@@ -10,19 +10,30 @@ from torch import Tensor
 from lossearch.components import Bound
 from lossearch.data import Split
 from lossearch.models import Network
+from lossearch.objective import Objective
 
 
 def predict(
-    network: Network, split: Split, *, batch_size: int, device: torch.device
+    network: Network,
+    split: Split,
+    *,
+    batch_size: int,
+    device: torch.device,
+    objective: Objective | None = None,
 ) -> dict[str, Tensor]:
-    """Logits and targets of a whole split, float64 on the CPU."""
+    """Logits (by the objective's rule, if it has one) and targets of a split, in float64."""
     was_training = network.training
     network.eval()
+    rule = objective if objective is not None and objective.predicts else None
     logits: list[Tensor] = []
     targets: list[Tensor] = []
-    with torch.inference_mode():
+    # a rule may take a gradient inside, which inference mode would forbid
+    with torch.no_grad() if rule else torch.inference_mode():
         for batch in split.batches(batch_size, device=device):
-            logits.append(network(batch["inputs"])["logits"].to("cpu", torch.float64))
+            fields = network(batch["inputs"])
+            if rule:
+                fields["logits"] = rule.predictions({**fields, "weight": network.weight})
+            logits.append(fields["logits"].to("cpu", torch.float64))
             targets.append(batch["targets"].cpu())
     network.train(was_training)
     return {"logits": torch.cat(logits), "targets": torch.cat(targets)}

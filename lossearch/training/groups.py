@@ -12,6 +12,7 @@ from torch.func import grad_and_value, vmap
 
 from lossearch.components import Bound
 from lossearch.components.params import WHOLE_BATCH
+from lossearch.components.schedule import Schedule, plain
 from lossearch.objective import Objective
 from lossearch.training.replay import Programs, Tape, agreed
 
@@ -34,6 +35,8 @@ def stack_problem(objective: Objective, provided: Set[str] = frozenset()) -> str
         return f"{balancer} combines the gradients of the parameters, of one network at a time"
     if "model" in seen:
         return "it calls the network again"
+    if objective.predicts:
+        return "it predicts by a rule of its own, for one network at a time"
     made = sorted(seen & provided)
     if made:
         return f"it reads '{made[0]}', which a provider makes for one network at a time"
@@ -53,6 +56,8 @@ def signature(objective: Objective) -> Hashable | None:
     for path, bound in _bounds(objective):
         if bound.component.stateful or not bound.component.vmappable:
             return None
+        if not all(_is_number(bound.value(name)) for name in bound.schedules):
+            return None  # whole numbers decide on shapes
         fixed = tuple((n, repr(v)) for n, v in bound._values.items() if not _is_number(v))
         parts.append((path, bound.component.name, fixed))
     return tuple(parts)
@@ -96,11 +101,22 @@ class Group:
                 for name, value in bound._values.items()
                 if _is_number(value)
             }
-            self.numbers[path] = {n: _column(c, device) for n, c in columns.items() if _differ(c)}
-        weights = [[o.spec.terms[i].weight for o in objectives] for i in range(len(first.terms))]
+            courses = {n for o in objectives for n in dict(_bounds(o))[path].schedules}
+            self.numbers[path] = {
+                n: _column(c, device) for n, c in columns.items() if _differ(c) or n in courses
+            }
+        terms = [[o.spec.terms[i].weight for o in objectives] for i in range(len(first.terms))]
+        weights = [[plain(w) for w in some] for some in terms]
         self.weights: dict[int, Tensor] = {
-            i: _column(w, device) for i, w in enumerate(weights) if _differ(w)
+            i: _column(w, device)
+            for i, w in enumerate(weights)
+            if _differ(w) or any(isinstance(each, Schedule) for each in terms[i])
         }
+        self._courses = [
+            (column, member, schedule)
+            for member, objective in enumerate(objectives)
+            for column, schedule in self._scheduled(objective)
+        ]
         scales = [o.spec.scale for o in objectives]
         if _differ(scales):
             self.weights[-1] = _column(scales, device)  # of the whole
@@ -111,10 +127,10 @@ class Group:
             for n, v in bound._values.items()
             if _is_number(v) and n not in self.numbers[path]
         )
-        terms = tuple(None if i in self.weights else w[0] for i, w in enumerate(weights))
+        fixed = tuple(None if i in self.weights else w[0] for i, w in enumerate(weights))
         columns = tuple((p, *sorted(n)) for p, n in self.numbers.items())
         whole = None if -1 in self.weights else scales[0]
-        self.key = self.size, first.spec.task, signature(first), columns, shared, terms, whole
+        self.key = self.size, first.spec.task, signature(first), columns, shared, fixed, whole
         self._columns = [c for some in self.numbers.values() for c in some.values()]
         self._columns += self.weights.values()
         self.device = device
@@ -124,6 +140,8 @@ class Group:
 
     def __call__(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Part:
         """Their values ``[members]`` and gradients."""
+        for column, member, schedule in self._courses:
+            column[member] = schedule.value(batch["step"], batch["total_steps"])
         leaves = _leaves(outputs, self.reads)
         shapes = tuple((n, o.shape) for n, o in leaves.items())
         found = self._programs.get(shapes)
@@ -143,23 +161,36 @@ class Group:
             numbers: dict[str, dict[str, Tensor]], weights: dict[int, Tensor], own: Gradients
         ) -> Tensor:
             for path, bound in self.bounds.items():
-                bound._values = {**plain[path], **numbers[path]}
+                bound._values = {**shared[path], **numbers[path]}
             fields = _fields(self.template, batch, own)
             terms = [term(fields) for term in self.template.terms]
             spec = self.template.spec
+            constant: list[float] = [plain(term.weight) for term in spec.terms]
             weighted = [
-                _times(v, weights.get(i, term.weight))
-                for i, (v, term) in enumerate(zip(terms, spec.terms, strict=True))
+                _times(v, weights.get(i, w))
+                for i, (v, w) in enumerate(zip(terms, constant, strict=True))
             ]
             value = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
             return _times(value, weights.get(-1, spec.scale))
 
-        plain = {path: bound._values for path, bound in self.bounds.items()}
+        shared = {path: bound._values for path, bound in self.bounds.items()}
+        courses = {path: bound.schedules for path, bound in self.bounds.items()}
+        for bound in self.bounds.values():
+            bound.schedules = {}  # they are in the numbers
         try:
             return vmap(one)(self.numbers, self.weights, leaves)
         finally:
             for path, bound in self.bounds.items():
-                bound._values = plain[path]
+                bound._values, bound.schedules = shared[path], courses[path]
+
+    def _scheduled(self, objective: Objective) -> Iterator[tuple[Tensor, Schedule]]:
+        """The columns in which an objective's numbers change over training."""
+        for path, bound in _bounds(objective):
+            for name, schedule in bound.schedules.items():
+                yield self.numbers[path][name], schedule
+        for i, term in enumerate(objective.spec.terms):
+            if isinstance(term.weight, Schedule):
+                yield self.weights[i], term.weight
 
     # --- the same kernels again ------------------------------------------------------------
 

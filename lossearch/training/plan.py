@@ -66,16 +66,18 @@ class Plan:
         )
 
     def optimizer(
-        self, weights: Sequence[Tensor], own: Sequence[Tensor], values: Mapping[str, float]
+        self,
+        weights: Sequence[Tensor],
+        own: Sequence[Mapping[str, Any]],
+        values: Mapping[str, float],
     ) -> torch.optim.Optimizer:
-        """One for a network's weights, and for what a loss learns itself, which does not decay."""
+        """One for a network's weights, and for the groups of what a loss learns itself."""
         t = self.training
-        groups: list[dict[str, Any]] = []
-        if weights:
-            groups.append({"params": weights, "weight_decay": values["weight_decay"]})
-        if own:
-            groups.append({"params": own, "weight_decay": 0.0})
         lr = values["lr"]
+        groups: list[dict[str, Any]] = [{**g, "lr": lr * g["lr_factor"]} for g in own]
+        if weights:
+            decay = values["weight_decay"]
+            groups.insert(0, {"params": weights, "weight_decay": decay, "lr_factor": 1.0})
         if t.optimizer == "sgd":
             return torch.optim.SGD(
                 groups, lr=lr, momentum=t.momentum, nesterov=t.momentum > 0, fused=True

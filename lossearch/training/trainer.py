@@ -83,7 +83,7 @@ class Trainer(Progress):
             {**facts_of(data), "task": data.info.task, "seed": seed},
         ).to(self.device)
         self.parameters = [p for p in self.fields.parameters() if p.requires_grad]
-        own = [p for p in self.objective.parameters() if p.requires_grad]
+        own = self.objective.parameter_groups()
         self.optimizer = plan.optimizer(self.parameters, own, values)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, plan.factor)
 
@@ -105,6 +105,7 @@ class Trainer(Progress):
             if self.training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
             self.optimizer.step()
+            self.objective.after_step()
             self.scheduler.step()
             total += value.float()
         mean = (total / self.plan.steps_per_epoch).item()
@@ -127,6 +128,7 @@ class Trainer(Progress):
             getattr(self.data, split),
             batch_size=max(self.training.batch_size, 1024),
             device=self.device,
+            objective=self.objective,
         )
         self.check_outputs(split, predicted["logits"].isfinite())
         return score(predicted, metrics)
