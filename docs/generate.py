@@ -33,6 +33,13 @@ KINDS = {
     "provider": ("Providers", "Make further batch fields from those that are there."),
 }
 
+ACTING = ("loss", "reweighting", "miner")
+ALONE = """\
+## What does not run under vmap
+
+In a cohort these are computed one after the other, each on its own slice of the stacked outputs;
+all others in one call for all members that differ in numbers alone."""
+
 HEAD = """\
 # Components
 
@@ -58,6 +65,13 @@ def render() -> str:
         found = [c for c in registry.list(kind) if registry.owner(c.name) in ours]
         if found:
             parts.append(f"## {title}\n\n{text}\n\n{_table(found, registry)}")
+    alone = [
+        [f"`{c.name}`", _markdown(c.no_vmap)]
+        for kind in ACTING
+        for c in registry.list(kind)
+        if registry.owner(c.name) in ours and not c.vmappable
+    ]
+    parts.append(f"{ALONE}\n\n{_rows(['name', 'why'], alone)}")
     rows = [[f"`{name}`", shape, meaning] for name, (shape, meaning) in FIELDS.items()]
     parts.append(
         "## Batch fields\n\nB samples, C classes, E embedding width, D targets, K terms, P pairs, "
@@ -68,7 +82,7 @@ def render() -> str:
 
 def _table(components: list[Component], registry: Registry) -> str:
     kind = components[0].kind
-    acts = kind in ("loss", "reweighting", "miner", "balancer", "metric")
+    acts = kind in (*ACTING, "metric")
     # Columns that would be empty all the way down are left out.
     columns = {
         "name": _name,

@@ -52,6 +52,7 @@ class Component:
         maximize: Whether more of a metric is better.
         gives: The fields that a provider makes.
         vmappable: Whether ``torch.func.vmap`` may run it over members and hyperparameters.
+        no_vmap: Why it may not, where it may not.
         reads_by: Which fields it reads, where that depends on the parameters.
         cost: What it costs beyond one forward and backward, in words.
         skips: Conformance checks that do not apply to it, each with the reason.
@@ -67,6 +68,7 @@ class Component:
     maximize: bool = True
     gives: tuple[str, ...] = ()
     vmappable: bool = False
+    no_vmap: str = ""
     reads_by: Callable[[BaseModel], Iterable[str]] | None = None
     cost: str = ""
     skips: Mapping[str, str] = dataclasses.field(default_factory=dict)

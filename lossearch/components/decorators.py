@@ -27,7 +27,7 @@ def loss(
     returns: Returns | Callable[[BaseModel], Returns] = "per_sample",
     auxiliary: bool = False,
     paper: Paper | None = None,
-    vmap: bool | None = None,
+    vmap: bool | str | None = None,
     reads: Reads | None = None,
     cost: str = "",
     skips: Mapping[str, str] = {},
@@ -41,7 +41,8 @@ def loss(
             sample weight can reach); a callable decides by the parameters.
         auxiliary: It only accompanies another loss.
         paper: Its source.
-        vmap: Whether ``torch.func.vmap`` may run it; functions by default, classes not.
+        vmap: Whether ``torch.func.vmap`` may run it; functions by default, classes not. Text says
+            no, and why.
         reads: Which fields it reads, where that depends on the parameters.
         cost: What it costs beyond one forward and backward, in words.
         skips: Conformance checks that do not apply to it by design: name to reason.
@@ -57,7 +58,7 @@ def reweighting(
     task: Tasks = TASKS,
     name: str | None = None,
     paper: Paper | None = None,
-    vmap: bool | None = None,
+    vmap: bool | str | None = None,
     reads: Reads | None = None,
     cost: str = "",
     skips: Mapping[str, str] = {},
@@ -74,7 +75,7 @@ def miner(
     name: str | None = None,
     returns: Returns = "mask",
     paper: Paper | None = None,
-    vmap: bool | None = None,
+    vmap: bool | str | None = None,
     reads: Reads | None = None,
     cost: str = "",
     skips: Mapping[str, str] = {},
@@ -91,7 +92,7 @@ def balancer(
     task: Tasks = TASKS,
     name: str | None = None,
     paper: Paper | None = None,
-    vmap: bool | None = None,
+    vmap: bool | str | None = None,
     reads: Reads | None = None,
     cost: str = "",
     skips: Mapping[str, str] = {},
@@ -137,7 +138,7 @@ def model(*, task: Tasks = TASKS, name: str | None = None) -> Callable[[T], T]:
 
 
 def _declare(
-    kind: Kind, task: Tasks, name: str | None, vmap: bool | None, **traits: Any
+    kind: Kind, task: Tasks, name: str | None, vmap: bool | str | None, **traits: Any
 ) -> Callable[[T], T]:
     for each in (task,) if isinstance(task, str) else task:
         if each not in TASKS:
@@ -155,7 +156,8 @@ def _declare(
             kind=kind,
             target=target,
             task=task,
-            vmappable=(not is_class) if vmap is None else vmap,
+            vmappable=(not is_class) if vmap is None else vmap is True,
+            no_vmap=vmap if isinstance(vmap, str) else "it has state of its own",
             **traits,
         )
         _ = component.signature  # a wrong declaration is an error where it stands

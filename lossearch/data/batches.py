@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -24,7 +25,8 @@ class DataInfo:
         num_outputs: Outputs that a model needs: 1 for binary, else classes, labels or targets.
         class_names: Their names. For binary ones the second is the positive class.
         class_counts: Training samples of each class, with noise and imbalance; for multilabel
-            ones the positives of each label; empty for regression.
+            ones the positives of each label; empty for regression. Proportions of bags leave
+            them as they are.
         train_size, validation_size, test_size: Samples.
         input_shape: Shape of one sample's input.
         kind: What a sample is.
@@ -52,13 +54,22 @@ class Split:
     Args:
         source: Its inputs; a tensor is taken as it is.
         targets: Its labels, as losses read them.
+        bag: The bag of each sample, int64 from 0, where shuffled batches are to hold whole bags.
         workers: Processes that load images or items that are not kept in memory.
     """
 
-    def __init__(self, source: Source | Tensor, targets: Tensor, *, workers: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source | Tensor,
+        targets: Tensor,
+        *,
+        bag: Tensor | None = None,
+        workers: int = 0,
+    ) -> None:
         self.source: Source = Tensors(source) if isinstance(source, Tensor) else source
         self.workers = workers
         self._targets = Tensors(targets)
+        self._bag = None if bag is None else Tensors(bag)
         if len(self.source) != len(targets):
             raise DataError(f"there are {len(self.source)} inputs and {len(targets)} targets")
 
@@ -69,6 +80,17 @@ class Split:
     def targets(self) -> Tensor:
         """The labels, on the CPU."""
         return self._targets.values
+
+    @property
+    def bag(self) -> Tensor | None:
+        """The bag of each sample, on the CPU, where there are bags."""
+        return None if self._bag is None else self._bag.values
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The fields of a batch."""
+        bag = () if self._bag is None else ("bag",)
+        return ("inputs", "targets", "index", *bag)
 
     def batches(
         self,
@@ -83,35 +105,65 @@ class Split:
         Args:
             batch_size: Samples a batch.
             generator: Shuffles, and augments images; both depend on nothing else. Without one
-                the samples come in order and as they are.
+                the samples come in order and as they are, bags apart.
             device: Where the batches are wanted.
             drop_last: Leave out a last batch that is not full.
 
         Returns:
-            Batches with ``inputs``, ``targets`` and ``index``, the position in this split.
+            Batches with ``inputs``, ``targets``, ``index`` (the position in this split) and,
+            where there are bags, ``bag``.
+
+        Raises:
+            DataError: the batch size is below 1, or whole bags do not make it up.
         """
         if batch_size < 1:
             raise DataError(f"batch_size = {batch_size} is not allowed; it is at least 1")
         seed = None
         if generator is None:
-            order = torch.arange(len(self))
+            order, ends = torch.arange(len(self)), None
         else:
-            order = torch.randperm(len(self), generator=generator, device=generator.device)
+            order, ends = self._shuffled(batch_size, generator)
             if self.source.random:
                 draw = torch.randint(2**62, (), generator=generator, device=generator.device)
                 seed = int(draw)
-        if drop_last:
-            order = order[: len(order) // batch_size * batch_size]
-        chunks = order.to(device).split(batch_size) if len(order) else ()
+        chunks: Sequence[Tensor] = ()
+        if len(order):
+            order = order.to(device)
+            chunks = order.split(batch_size) if ends is None else order.tensor_split(ends[:-1])
+        if drop_last and chunks and len(chunks[-1]) < batch_size:
+            chunks = chunks[:-1]
         return self._stream(chunks, seed, device)
+
+    def _shuffled(
+        self, batch_size: int, generator: torch.Generator
+    ) -> tuple[Tensor, list[int] | None]:
+        """Positions in a new order; where there are bags these stay whole, and batches end."""
+        number = len(self) if self.bag is None else int(self.bag.max()) + 1
+        order = torch.randperm(number, generator=generator, device=generator.device)
+        if self.bag is None:
+            return order, None
+        sizes = self.bag.bincount()
+        largest = int(sizes.max())
+        if batch_size % largest:
+            raise DataError(
+                f"batch_size = {batch_size} cannot hold whole bags of {largest}; make it a "
+                "multiple of the bags' size"
+            )
+        order = order.cpu()
+        held = [int(some.sum()) for some in sizes[order].split(batch_size // largest)]
+        return order.argsort()[self.bag].argsort(stable=True), list(accumulate(held))
 
     def _stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device
     ) -> Iterator[dict[str, Tensor]]:
         targets = self._targets.on(device)
         inputs = self.source.stream(chunks, seed, device, self.workers)
+        bag = None if self._bag is None else self._bag.on(device)
         for chunk, part in zip(chunks, inputs, strict=True):
-            yield {"inputs": part, "targets": targets.index_select(0, chunk), "index": chunk}
+            batch = {"inputs": part, "targets": targets.index_select(0, chunk), "index": chunk}
+            if bag is not None:
+                batch["bag"] = bag.index_select(0, chunk)
+            yield batch
 
 
 @dataclass

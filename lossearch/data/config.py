@@ -49,6 +49,28 @@ class ImbalanceConfig(BaseModel):
     kind: Literal["exponential", "step"] = "exponential"
 
 
+class BagsConfig(BaseModel):
+    """Training samples in bags of which only the response as a whole is known.
+
+    The bags are formed once, at random; batches hold whole bags, in an order that changes with
+    each epoch, so that the batch size has to be a multiple of ``size``. Validation and test stay
+    as they are.
+
+    Attributes:
+        size: Samples of a bag; the last one has what is left over.
+        label: What takes the place of each of its samples' targets. ``proportion``: their mean,
+            which of classes is the share of each, ``[B, C]`` (unknown multilabel ones left out).
+            ``majority``: their most frequent class, of equal ones the first.
+        seed: What decides which samples share a bag; the study's seed where left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Annotated[int, Field(ge=1)]
+    label: Literal["proportion", "majority"] = "proportion"
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
 class SplitConfig(BaseModel):
     """The shares of all samples that validation and test get, and the seed that deals them out.
 
@@ -79,6 +101,7 @@ class DataConfig(BaseModel):
         name: A dataset component (``lossearch plugins list --kind dataset``).
         noise: Label noise to add.
         imbalance: A long tail to make.
+        bags: Bags of training samples to make, with one label each.
         split: How the samples are dealt out.
         limit: Use only this many samples of all, each class in its share.
         task: Overrides the task that the labels suggest.
@@ -89,6 +112,7 @@ class DataConfig(BaseModel):
     name: str
     noise: NoiseConfig | None = None
     imbalance: ImbalanceConfig | None = None
+    bags: BagsConfig | None = None
     split: SplitConfig = SplitConfig()
     limit: Annotated[int, Field(ge=1)] | None = None
     task: Task | None = None

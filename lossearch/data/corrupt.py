@@ -1,4 +1,4 @@
-"""Making data worse on purpose: wrong labels and a long tail."""
+"""Making data worse on purpose: wrong labels, a long tail, labels of whole bags alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lossearch.data.config import ImbalanceConfig, NoiseConfig
+from lossearch.data.config import BagsConfig, ImbalanceConfig, NoiseConfig
 from lossearch.data.labels import Labels
 from lossearch.errors import DataError, unknown
 
@@ -90,3 +91,44 @@ def long_tail(classes: np.ndarray, config: ImbalanceConfig, seed: int) -> np.nda
         random.permutation(np.flatnonzero(classes == c))[: wanted[c]] for c in range(len(counts))
     ]
     return np.sort(np.concatenate(kept))
+
+
+def into_bags(
+    targets: Tensor, labels: Labels, bags: BagsConfig, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Deal samples into bags at random, and give each the response of its bag.
+
+    Args:
+        targets: As :meth:`Labels.encode` gives them.
+        labels: The classes.
+        bags: How large, and which response.
+        seed: What decides who shares a bag.
+
+    Returns:
+        The targets, equal within a bag, and the bag of each sample, int64 ``(N,)`` from 0.
+
+    Raises:
+        DataError: the task has no classes of which one could be the majority.
+    """
+    random = np.random.default_rng(np.random.SeedSequence([seed, 4]))
+    dealt = torch.from_numpy(random.permutation(len(targets)))
+    bag = torch.empty_like(dealt)
+    bag[dealt] = torch.arange(len(targets)) // bags.size
+    values = targets
+    if labels.task == "multiclass":
+        values = F.one_hot(targets, len(labels.class_names))
+    values = values.to(torch.float64).view(len(targets), -1)
+    known = (values >= 0) | (labels.task == "regression")
+    total, count = (
+        torch.zeros(int(bag.max()) + 1, values.shape[1], dtype=torch.float64).index_add_(0, bag, v)
+        for v in (values.where(known, 0.0), known.double())
+    )
+    mean = torch.where(count > 0, total / count, -1.0)
+    if bags.label == "majority":
+        if labels.task == "regression":
+            raise DataError("bags: task regression has no majority; take label: proportion")
+        if labels.task == "multiclass":
+            return total.argmax(1)[bag], bag
+        mean = torch.where(mean > 0.5, 1.0, mean.clamp(max=0).ceil())  # an unknown one stays -1
+    shape = (-1,) if targets.ndim == 1 and labels.task != "multiclass" else mean.shape
+    return mean.float().view(shape)[bag], bag

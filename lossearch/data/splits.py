@@ -14,7 +14,7 @@ from torch import Tensor
 from lossearch.components.params import validate
 from lossearch.data.batches import Data, DataInfo, Split
 from lossearch.data.config import DataConfig
-from lossearch.data.corrupt import add_noise, long_tail
+from lossearch.data.corrupt import add_noise, into_bags, long_tail
 from lossearch.data.dataset import Dataset, as_dataset
 from lossearch.data.labels import Labels, read_labels, tidy
 from lossearch.data.parts import load_parts
@@ -34,7 +34,7 @@ def prepare(config: DataConfig, registry: Registry, *, seed: int = 0) -> Data:
     Args:
         config: The ``data:`` block of a study.
         registry: Where the dataset component is looked up.
-        seed: Seed of the label noise, where that has none of its own.
+        seed: Seed of the label noise and of the bags, where they have none of their own.
 
     Raises:
         UnknownNameError: no dataset has this name.
@@ -60,7 +60,7 @@ def prepare_dataset(
     Args:
         dataset: All samples, not yet split; see :func:`as_dataset`.
         config: How to deal them out and what to make worse; a mapping needs no ``name``.
-        seed: Seed of the label noise, where that has none of its own.
+        seed: Seed of the label noise and of the bags, where they have none of their own.
 
     Raises:
         ParameterError: ``config`` is a mapping with an unknown key or an illegal value.
@@ -95,6 +95,12 @@ def prepare_dataset(
             targets[part], rate = add_noise(targets[part], labels, config.noise, seeds)
             noise_rate = noise_rate if number else rate
             logger.info("%s labels changed by noise: %.2f%%", part, 100 * rate)
+    counts, bag = labels.counts(targets["train"]), None
+    if config.bags is not None:
+        own_seed = seed if config.bags.seed is None else config.bags.seed
+        targets["train"], bag = into_bags(targets["train"], labels, config.bags, own_seed)
+        if config.bags.label == "majority":
+            counts = labels.counts(targets["train"])
     test_inputs = dataset.inputs if dataset.test is None else dataset.test[0]
     loaded = load_parts(
         dataset,
@@ -105,20 +111,21 @@ def prepare_dataset(
         ],
     )
     splits = [
-        Split(source, targets[part]) for source, part in zip(loaded.sources, PARTS, strict=True)
+        Split(source, targets[part], bag=bag if part == "train" else None)
+        for source, part in zip(loaded.sources, PARTS, strict=True)
     ]
     info = DataInfo(
         task=labels.task,
         num_classes=len(labels.class_names),
         num_outputs=_outputs(labels),
         class_names=labels.class_names,
-        class_counts=labels.counts(targets["train"]),
+        class_counts=counts,
         train_size=len(splits[0]),
         validation_size=len(splits[1]),
         test_size=len(splits[2]),
         input_shape=loaded.shape,
         kind=loaded.kind,
-        fingerprint=_fingerprint(labels, loaded.digest, rows, targets),
+        fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
     )
     return Data(*splits, info=info, table=loaded.table)
@@ -246,9 +253,12 @@ def _fingerprint(
     digest: str,
     rows: Mapping[Part, np.ndarray],
     targets: Mapping[Part, Tensor],
+    bag: Tensor | None,
 ) -> str:
     sha = hashlib.sha256(json.dumps([labels.task, labels.class_names, digest]).encode())
     for part in PARTS:
         sha.update(np.ascontiguousarray(rows[part], dtype=np.int64).tobytes())
         sha.update(targets[part].contiguous().numpy().tobytes())
+    if bag is not None:
+        sha.update(bag.numpy().tobytes())
     return sha.hexdigest()

@@ -84,6 +84,8 @@ def example(
                 f"{did_you_mean(field, FIELDS)}. A hyperparameter belongs after *"
             )
     batch = {field: known[field] for field in known if field in wanted}
+    if {"bag", "targets"} <= batch.keys():  # a bag has one target
+        batch["targets"] = batch["targets"][batch["bag"]]
     if component.kind == "balancer":
         batch["losses"] = known["term_values"]
     return {field: value for field, value in batch.items() if field in wanted}
@@ -131,7 +133,7 @@ def _all_fields(
         "teacher_embeddings": normal(size, E),
         "features": normal(N, E),
         "index": rows,
-        "bag": rows // 2,
+        "bag": rows % C,
         "event": (rows % 3 > 0).float(),
         "time": torch.rand(size, generator=generator) + 0.1,
         "class_counts": counts,

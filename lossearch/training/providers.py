@@ -1,35 +1,51 @@
 """Who makes which batch field: the data, the model, the training loop, and provider components.
 
-Built in: the data give ``inputs``, ``targets``, ``index`` and ``class_counts``; the loop
+Built in: the data give ``inputs``, ``targets``, ``index``, ``class_counts`` and, where samples are
+in bags, ``bag``; the loop
 ``epoch``, ``step`` and ``total_steps``; the network ``logits``, ``embeddings``, ``weight`` and
 itself as ``model``. A provider component adds fields made from these.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lossearch.components import Bound, Component
+from lossearch.data import Data
+from lossearch.errors import LossearchError, StudyError
 from lossearch.models import Network
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec
 
 LOOP = ("inputs", "targets", "index", "epoch", "step", "total_steps", "model")
+_TRIED = 8  # training samples that providers are tried on
 
 
 def available_fields(
     task: str, gives: Iterable[str], providers: Iterable[Component] = ()
 ) -> frozenset[str]:
-    """Every field that a study can supply, with the providers that can run."""
-    fields = {*LOOP, *gives}
-    if task != "regression":
-        fields.add("class_counts")
-    else:
-        fields.add("predictions")
+    """Every field that a study can supply, with the providers that can run.
+
+    Raises:
+        StudyError: a provider gives a field that the study has already. A field has one
+            meaning for all losses.
+    """
+    fields = {*LOOP, *gives, "predictions" if task == "regression" else "class_counts"}
     waiting = list(providers)
+    givers: dict[str, str] = dict.fromkeys(fields, "the study itself")
+    for provider in waiting:
+        for field in provider.gives:
+            if field in givers:
+                raise StudyError(
+                    f"provider {provider.name} gives '{field}', which {givers[field]} gives too; "
+                    "a field has one meaning for all losses, so leave one of the providers out"
+                )
+            givers[field] = provider.name
     while ready := [p for p in waiting if set(p.fields) <= fields]:
         for provider in ready:
             fields.update(provider.gives)
@@ -50,10 +66,11 @@ class Fields(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.reads = frozenset(reads)
         self._regression = facts.get("task") == "regression"
         bound = [registry.build(p.name, p.params, kind="provider", facts=facts) for p in providers]
-        self.providers = nn.ModuleList(_needed(bound, self.reads))
+        needed = _needed(bound, reads)
+        self.providers = nn.ModuleList(needed)
+        self.reads = frozenset(reads).union(*(p.component.fields for p in needed))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the network's outputs and every provided field that is read."""
@@ -68,6 +85,58 @@ class Fields(nn.Module):
             names = provider.component.gives
             fields.update(zip(names, (made,) if isinstance(made, Tensor) else made, strict=True))
         return fields
+
+
+def try_providers(
+    network: Network,
+    providers: Sequence[ComponentSpec],
+    registry: Registry,
+    data: Data,
+    facts: Mapping[str, Any],
+) -> dict[str, tuple[str, ...]]:
+    """Run each provider once, so that what cannot work is said before anything trains.
+
+    Args:
+        network: The study's; it stays as it is.
+        providers: The study's.
+        registry: Where they are looked up.
+        data: The study's; the first training samples are looked at.
+        facts: What components may be given of the study.
+
+    Returns:
+        For each provider the fields that it makes here: all or some of those that it declares (a
+        second view of a model without embeddings has none), or none where it reads what is
+        missing.
+
+    Raises:
+        LossearchError: a provider refuses its parameters, these inputs or this model; or two give
+            the same field.
+        StudyError: it fails in another way.
+    """
+    components = [registry.get(p.name, "provider") for p in providers]
+    task, gives = data.info.task, (*network.gives, *data.train.gives)
+    fields = available_fields(task, gives, components)
+    runs = [p for p, c in zip(providers, components, strict=True) if set(c.fields) <= fields]
+    counts = torch.tensor(data.info.class_counts)
+    batch = {
+        **next(iter(data.train.batches(_TRIED))),
+        **{"class_counts": counts, "epoch": 0, "step": 0, "total_steps": 1},
+    }
+    with torch.random.fork_rng(devices=[]):
+        own = copy.deepcopy(network).eval()
+        if own.frozen:  # what trains is a head on its embeddings
+            batch["inputs"] = own.backbone(batch["inputs"])
+            own = Network(nn.Flatten(), own.head, squeeze=own.squeeze)
+        given = {"task": task, **facts}
+        try:
+            made = Fields(own, runs, registry, fields, given)(batch)
+        except LossearchError:
+            raise
+        except Exception as error:  # whatever a plugin raises
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            names = ", ".join(p.name for p in runs)
+            raise StudyError(f"a provider ({names}) fails on training samples: {line}") from error
+    return {c.name: tuple(f for f in c.gives if made.get(f) is not None) for c in components}
 
 
 def _needed(providers: list[Bound], reads: Set[str]) -> list[Bound]:

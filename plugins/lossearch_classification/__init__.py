@@ -11,6 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lossearch
+from lossearch_classification.adaptive_margin import AdaFace, CurricularFace
+from lossearch_classification.aggregate import (
+    bag_loss,
+    instance_loss,
+    interpolated_bag_loss,
+    set_level,
+)
+from lossearch_classification.angular import NormalizedSoftmax, sphereface
 from lossearch_classification.base import (
     binary_cross_entropy,
     cross_entropy,
@@ -18,37 +26,68 @@ from lossearch_classification.base import (
     squentropy,
 )
 from lossearch_classification.confusion import any_loss
+from lossearch_classification.density import UnnormalizedNll
+from lossearch_classification.elastic import ElasticArcFace, ElasticCosFace
 from lossearch_classification.ensemble import LossEnsemble
 from lossearch_classification.ensloss import EnsLoss
 from lossearch_classification.focal import dual_focal, focal, poly_loss
 from lossearch_classification.imbalance import logit_adjusted
+from lossearch_classification.imprecise import ImpreciseLabel
 from lossearch_classification.label_distribution import AldrKl, ldr_kl
+from lossearch_classification.label_ranking import DecoupledSoftmax, Mlcd, SoftTopK
+from lossearch_classification.long_tail import MultiFocalModifier, hybrid_multilabel
 from lossearch_classification.margin import arcface, cosface, ldam
-from lossearch_classification.multilabel import asymmetric
+from lossearch_classification.multilabel import asymmetric, asymmetric_single_label
+from lossearch_classification.naive_bayes import NaiveBayesHead
+from lossearch_classification.negatives import unpg
 from lossearch_classification.projection import orthogonal_projection
 from lossearch_classification.robust import generalized_cross_entropy, symmetric_cross_entropy
+from lossearch_classification.source_free import source_free_entropy_prior
+from lossearch_classification.symmetry import symface
 
 LOSSES: tuple[Callable[..., Any], ...] = (
-    cross_entropy,
     binary_cross_entropy,
+    cross_entropy,
     mse_logits,
     squentropy,
-    generalized_cross_entropy,
-    symmetric_cross_entropy,
-    logit_adjusted,
+    AdaFace,
+    CurricularFace,
+    bag_loss,
+    instance_loss,
+    interpolated_bag_loss,
+    set_level,
+    NormalizedSoftmax,
+    sphereface,
+    any_loss,
+    UnnormalizedNll,
+    ElasticArcFace,
+    ElasticCosFace,
+    LossEnsemble,
+    EnsLoss,
+    dual_focal,
     focal,
     poly_loss,
-    dual_focal,
-    ldr_kl,
+    logit_adjusted,
+    ImpreciseLabel,
     AldrKl,
-    asymmetric,
-    any_loss,
-    EnsLoss,
-    LossEnsemble,
-    cosface,
+    ldr_kl,
+    DecoupledSoftmax,
+    Mlcd,
+    SoftTopK,
+    MultiFocalModifier,
+    hybrid_multilabel,
     arcface,
+    cosface,
     ldam,
+    asymmetric,
+    asymmetric_single_label,
+    NaiveBayesHead,
+    unpg,
     orthogonal_projection,
+    generalized_cross_entropy,
+    symmetric_cross_entropy,
+    source_free_entropy_prior,
+    symface,
 )
 
 

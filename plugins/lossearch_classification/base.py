@@ -40,6 +40,11 @@ def cross_entropy(
     carries :math:`w_c`, as in ``torch.nn.functional.cross_entropy(reduction="none")``. There is no
     factor :math:`T^2`, and no division by a sum of weights.
 
+    At its defaults it is what many losses come down to: comp_sum at tau = 1,
+    generalized_cross_entropy at q = 0, symmetric_cross_entropy at alpha = 1 and beta = 0,
+    logit_adjusted at tau = 0, squentropy at alpha = 0, poly_loss at epsilon = 0, focal and
+    dual_focal at gamma = 0, and log C + ldr_kl at lam = 1, margin = 0, normalize = none.
+
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.
         targets: int64 ``[B]`` (``[B, H, W]``), or float in the shape of ``logits``, each class
@@ -60,12 +65,17 @@ def cross_entropy(
         _check_soft("cross_entropy", logits, targets)
     else:
         check_multiclass("cross_entropy", logits, targets)
-    surprise = -(raise_precision(logits) / temperature).log_softmax(1)
+    z = raise_precision(logits)
+    if isinstance(temperature, Tensor) or temperature != 1:
+        z = z / temperature
+    log_p = z.log_softmax(1)
     if class_weights is not None:
-        weights = class_vector("cross_entropy", "class_weights", class_weights, surprise)
-        surprise = along_classes(weights, surprise) * surprise
-    hard = (surprise * targets.to(surprise.dtype)).sum(1) if soft else pick(surprise, targets)
-    return dense_mean((1 - label_smoothing) * hard + label_smoothing * surprise.mean(1))
+        weights = class_vector("cross_entropy", "class_weights", class_weights, log_p)
+        log_p = along_classes(weights, log_p) * log_p
+    hard = (log_p * targets.to(log_p.dtype)).sum(1) if soft else pick(log_p, targets)
+    if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
+        hard = (1 - label_smoothing) * hard + label_smoothing * log_p.mean(1)
+    return dense_mean(-hard)
 
 
 def _check_soft(name: str, logits: Tensor, targets: Tensor) -> None:
@@ -105,7 +115,9 @@ def binary_cross_entropy(
     r"""Binary cross-entropy, :math:`w\,t\,\mathrm{softplus}(-z) + (1-t)\,\mathrm{softplus}(z)`.
 
     The target t is smoothed to :math:`t(1-\varepsilon) + \varepsilon/2`. Without that it is
-    ``torch.nn.functional.binary_cross_entropy_with_logits(reduction="none")``.
+    ``torch.nn.functional.binary_cross_entropy_with_logits(reduction="none")``, and what focal at
+    gamma = 0, poly_loss at epsilon = 0 (both in sigmoid mode) and binary_margin at
+    phi = logistic come down to.
 
     Args:
         logits: ``[B]``, ``[B, 1]``, ``[B, C]`` or dense ``[B, C, H, W]``.
@@ -186,8 +198,9 @@ def squentropy(
 ) -> Tensor:
     r"""Squentropy, :math:`-\log p_y + \frac{\alpha}{C-1}\sum_{c\ne y} z_c^2`.
 
-    Not shift invariant. Checked against the authors' code (Like-Hui/Squentropy_vision svhn.py,
-    whose ``resquare`` is ``alpha``; the paper has no such factor).
+    alpha = 0 is cross_entropy. Not shift invariant. Checked against the authors' code
+    (Like-Hui/Squentropy_vision svhn.py, whose ``resquare`` is ``alpha``; the paper has no such
+    factor).
 
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lossearch import Choices, Paper, Range, loss
+from lossearch import Choices, Paper, Range, When, loss
 from lossearch_classification._shared import check_binary, softplus
 
 
@@ -30,14 +30,16 @@ def any_loss(
         Literal["accuracy", "f_beta", "g_mean", "balanced_accuracy"], Choices()
     ] = "f_beta",
     L: Annotated[float, Field(gt=0), Range(5.0, 100.0, log=True)] = 73.0,
-    beta: Annotated[float, Field(gt=0), Range(0.25, 4.0, log=True)] = 1.0,
+    beta: Annotated[
+        float, Field(gt=0), Range(0.25, 4.0, log=True), When(metric="f_beta")
+    ] = 1.0,
 ) -> Tensor:
     r"""AnyLoss: one minus a metric of the confusion matrix of amplified probabilities.
 
     Each probability counts as :math:`\hat y = \sigma(L(\sigma(z) - \tfrac12))`, nearly 0 or 1. A
     rate whose class is absent from the batch is left out of the (geometric) mean; f_beta without
-    positives is 0. Over several labels the mean of their metrics is taken, leaving out labels that
-    nobody in the batch knows.
+    positives is 0, and its loss 1. Over several labels the mean of their metrics is taken, leaving
+    out labels that nobody in the batch knows.
 
     The gradient vanishes where the probability is far from one half, so large ``L`` wants large
     batches.

@@ -50,7 +50,8 @@ def _members_of(params: Any) -> list[tuple[Component, BaseModel]]:
 
 
 def _reads(params: Any) -> Iterable[str]:
-    return {field for component, p in _members_of(params) for field in component.reads(p)}
+    # By Bound, which knows of the fields that a member's schedules read.
+    return {f for component, p in _members_of(params) for f in Bound(component, p).reads}
 
 
 def _returns(params: Any) -> Literal["per_sample", "batch"]:
@@ -158,6 +159,11 @@ class LossEnsemble(nn.Module):
         """Tell the members."""
         for member in self._bound():
             member.end_epoch(epoch)
+
+    def after_step(self) -> None:
+        """Tell the members."""
+        for member in self._bound():
+            member.after_step()
 
     def _bound(self) -> list[Bound]:
         return cast("list[Bound]", list(self.members))

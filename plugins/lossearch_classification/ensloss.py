@@ -62,7 +62,6 @@ class EnsLoss(nn.Module):
     Checked against the author's code, statmlben/ensLoss (losses.py, train.py).
     """
 
-
     def __init__(
         self,
         *,
@@ -76,18 +75,24 @@ class EnsLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.period = period
-        self.lam = lam_init
+        self.lam_init = lam_init
         self.floor = floor
         self.tail = tail
         self.floor_shift = floor_shift
         self.multiclass = multiclass
+        self.drawn: float | None = None
         self.drawn_at = -1
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def lam(self) -> float:
+        """The lambda in force: the last one drawn, and before that ``lam_init``."""
+        return self.lam_init if self.drawn is None else self.drawn
 
     def start_epoch(self, epoch: int) -> None:
         """Draw lambda where its epoch has come; once, also if a resumed run begins it again."""
         if self.period > 0 and (epoch + 1) % self.period == 0 and epoch != self.drawn_at:
-            self.lam = 2 * torch.rand((), generator=self.generator).item() - 1
+            self.drawn = 2 * torch.rand((), generator=self.generator).item() - 1
             self.drawn_at = epoch
 
     def forward(self, logits: Tensor, targets: Tensor, draws: Tensor | None = None) -> Tensor:
@@ -148,15 +153,15 @@ class EnsLoss(nn.Module):
         return slopes - self.floor_shift
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the state_dict holds: lambda, the epoch of its last draw, the generator's state."""
+        """What the state_dict holds: the lambda drawn, when it was, the generator's state."""
         return {
-            "lam": self.lam,
+            "drawn": self.drawn,
             "drawn_at": self.drawn_at,
             "generator": self.generator.get_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self.lam = state["lam"]
+        self.drawn = state["drawn"]
         self.drawn_at = state["drawn_at"]
         self.generator.set_state(state["generator"].cpu())

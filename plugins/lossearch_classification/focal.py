@@ -2,7 +2,8 @@
 
 Powers are taken as exp(gamma * log(1 - p)): log(1 - p) is finite with a bounded slope, so neither
 value nor gradient overflows at any gamma >= 0, where (1 - p) ** gamma has an infinite slope at
-p = 1 for gamma < 1.
+p = 1 for gamma < 1. With softmax, the target against all other classes is one logit s, so that
+p = sigmoid(s) and both tails are exact as in sigmoid mode.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from lossearch_classification._shared import (
     check_multiclass,
     class_vector,
     dense_mean,
-    log_rest,
+    drop,
     pick,
     reduce_labels,
     softplus,
@@ -50,7 +52,7 @@ def _epsilon(value: float | list[float]) -> float | list[float]:
     return value
 
 
-# Not searched by itself: in softmax mode one number scales the loss and nothing else.
+# Searched in sigmoid mode only: with softmax one number scales the loss and nothing else.
 Alpha = Annotated[float | list[float] | None, AfterValidator(_alpha)]
 Mode = Annotated[
     Literal["softmax", "sigmoid"],
@@ -67,6 +69,11 @@ def _weighted(
     if isinstance(alpha, list):
         return class_vector(name, "alpha", alpha, logits)[targets] * values
     return alpha * values
+
+
+def _others(z: Tensor, targets: Tensor) -> Tensor:
+    """The logsumexp of the other classes: p_y is the sigmoid of z_y less this."""
+    return drop(z, targets, -math.inf).logsumexp(1)
 
 
 def _balanced(name: str, t: Tensor, alpha: float | list[float] | None) -> Tensor | float:
@@ -88,14 +95,17 @@ def focal(
     targets: Tensor,
     *,
     gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0)] = 2.0,
-    alpha: Alpha = None,
+    alpha: Annotated[Alpha, Range(0.05, 0.95), When(mode="sigmoid")] = None,
     mode: Mode = "softmax",
     label_reduction: LabelReduction = "mean",
 ) -> Tensor:
     r"""Focal loss, :math:`-\alpha_t (1 - p_t)^\gamma \log p_t`, p_t the target's probability.
 
-    gamma = 0 is the cross-entropy. The weight is differentiated. Checked against
-    kaidic/LDAM-DRW losses.py (softmax) and ``torchvision.ops.sigmoid_focal_loss`` (sigmoid).
+    gamma = 0 is cross_entropy (sigmoid: binary_cross_entropy). In sigmoid mode it is asymmetric
+    with gamma_neg = gamma_pos = gamma and clip = 0; in either it is poly_loss with base = focal
+    and epsilon = 0, and with softmax the least that dual_focal can be. The weight is
+    differentiated. Checked against kaidic/LDAM-DRW losses.py (softmax) and
+    ``torchvision.ops.sigmoid_focal_loss`` (sigmoid).
 
     Args:
         logits: softmax ``[B, C]``; sigmoid ``[B]``, ``[B, 1]`` or ``[B, C]``; dense also
@@ -120,9 +130,10 @@ def focal(
         values = torch.exp(-gamma * softplus(s)) * softplus(-s)
         return reduce_labels(_balanced("focal", t, alpha) * values, known, label_reduction)
     check_multiclass("focal", logits, targets)
-    log_p = raise_precision(logits).log_softmax(1)
-    values = -torch.exp(gamma * log_rest(log_p, targets)) * pick(log_p, targets)
-    return dense_mean(_weighted("focal", values, targets, log_p, alpha))
+    z = raise_precision(logits)
+    s = pick(z, targets) - _others(z, targets)
+    values = torch.exp(-gamma * softplus(s)) * softplus(-s)
+    return dense_mean(_weighted("focal", values, targets, z, alpha))
 
 
 @loss(
@@ -140,7 +151,7 @@ def poly_loss(
     epsilon: Annotated[float | list[float], AfterValidator(_epsilon), Range(-1.0, 6.0)] = 1.0,
     base: Annotated[Literal["cross_entropy", "focal"], Choices()] = "cross_entropy",
     gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0), When(base="focal")] = 2.0,
-    alpha: Alpha = None,
+    alpha: Annotated[Alpha, Range(0.05, 0.95), When(base="focal", mode="sigmoid")] = None,
     label_smoothing: Annotated[
         float,
         Field(ge=0, lt=1),
@@ -156,6 +167,7 @@ def poly_loss(
     coefficients. With the focal base:
     :math:`-\alpha(1-p_t)^\gamma\log p_t + \sum_j\epsilon_j(1-p_t)^{\gamma+j}`. With smoothed
     targets q: :math:`-\sum_c q_c\log p_c + \sum_j\epsilon_j(\sum_c q_c(1-p_c))^j`.
+    All epsilon = 0 is the base: cross_entropy (sigmoid: binary_cross_entropy), or focal.
     The paper takes :math:`\epsilon_1 = 2` on ImageNet-1k and -1 for detection and segmentation
     heads. Checked against abhuse/polyloss-pytorch, optax's ``poly_loss_cross_entropy`` and the
     paper's Poly-1 listing, whose 1 - sum(labels * p) is the smoothed form here.
@@ -192,14 +204,21 @@ def poly_loss(
             values = surprise + _polynomial(coefficients, log_miss.exp())
         return reduce_labels(values, known, label_reduction)
     check_multiclass("poly_loss", logits, targets)
-    log_p = raise_precision(logits).log_softmax(1)
+    z = raise_precision(logits)
     if base == "focal":
-        log_miss = log_rest(log_p, targets)
+        s = pick(z, targets) - _others(z, targets)
+        log_miss = -softplus(s)
         focus = torch.exp(gamma * log_miss)
-        values = _weighted("poly_loss", -focus * pick(log_p, targets), targets, log_p, alpha)
+        values = _weighted("poly_loss", focus * softplus(-s), targets, z, alpha)
         return dense_mean(values + focus * _polynomial(coefficients, log_miss.exp()))
-    miss = _smoothed(-torch.expm1(log_p), targets, label_smoothing)
-    surprise = _smoothed(-log_p, targets, label_smoothing)
+    log_p = z.log_softmax(1)
+    surprise = -pick(log_p, targets)
+    miss = -torch.expm1(-surprise)
+    if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
+        classes = z.shape[1]
+        surprise = (1 - label_smoothing) * surprise - label_smoothing * log_p.mean(1)
+        # the mean over classes of 1 - p_c, whatever p is
+        miss = (1 - label_smoothing) * miss + label_smoothing * (classes - 1) / classes
     return dense_mean(surprise + _polynomial(coefficients, miss))
 
 
@@ -209,11 +228,6 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     for coefficient in reversed(coefficients):
         total = x * (total + coefficient)
     return total
-
-
-def _smoothed(values: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The mean over classes ``[B, C, ...]`` by the smoothed target distribution."""
-    return (1 - smoothing) * pick(values, targets) + smoothing * values.mean(1)
 
 
 @loss(
@@ -229,8 +243,9 @@ def dual_focal(
     r"""Dual focal loss, :math:`-(1 - p_y + p_j)^\gamma \log p_y`.
 
     :math:`p_j` is the largest probability strictly below :math:`p_y`, 0 where there is none; both
-    are differentiated. gamma is to be chosen by calibration on validation data. Checked against
-    Linwei94/DualFocalLoss dual_focal_loss.py, whose own default is gamma = 0.
+    are differentiated. gamma = 0 is cross_entropy; it is never below focal, and equal to it where
+    the target has the lowest logit. gamma is to be chosen by calibration on validation data.
+    Checked against Linwei94/DualFocalLoss dual_focal_loss.py, whose own default is gamma = 0.
 
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.
@@ -245,9 +260,13 @@ def dual_focal(
     """
     check_multiclass("dual_focal", logits, targets)
     z = raise_precision(logits)
-    log_p = z.log_softmax(1)
     # Which class is j is read off the logits, where no two distinct ones round to a tie.
-    below = z < z.gather(1, targets.unsqueeze(1))
-    log_runner = log_p.masked_fill(~below, -math.inf).amax(1)
-    log_base = torch.logsumexp(torch.stack([log_rest(log_p, targets), log_runner]), 0)
-    return dense_mean(-torch.exp(gamma * log_base) * pick(log_p, targets))
+    with torch.no_grad():
+        lead = z.gather(1, targets.unsqueeze(1)) - z
+        gap, j = F.threshold(lead, 0.0, math.inf, inplace=True).min(1)  # the least above 0
+        del lead
+    target, runner = z.gather(1, torch.stack([targets, j], 1)).unbind(1)
+    s = target - _others(z, targets)
+    log_runner = torch.where(gap == math.inf, -math.inf, runner - target - softplus(-s))
+    log_base = torch.logaddexp(-softplus(s), log_runner)
+    return dense_mean(torch.exp(gamma * log_base) * softplus(-s))

@@ -27,9 +27,10 @@ def logit_adjusted(
 ) -> Tensor:
     r"""Cross-entropy of :math:`z + \tau \log \pi`, :math:`\pi_c = (n_c + s)/\sum_k (n_k + s)`.
 
-    tau = 1 is the balanced softmax (arXiv:2007.10740). Only training adds the prior: evaluation
-    takes z as it is. Checked against usagisukisuki/Imbalanced-Classification
-    utils/loss/logitadjust.py and bs.py, not against the authors' own code.
+    tau = 1 is the balanced softmax (arXiv:2007.10740); tau = 0, or equal counts, is
+    cross_entropy. Only training adds the prior: evaluation takes z as it is. Checked against
+    usagisukisuki/Imbalanced-Classification utils/loss/logitadjust.py and bs.py, not against the
+    authors' own code.
 
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.

@@ -10,13 +10,14 @@ import math
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import check_multiclass, drop, softplus
+from lossearch_classification._shared import check_multiclass, drop
 
 PAPER = Paper(
     "Label Distributionally Robust Losses for Multi-class Classification: Consistency, Robustness "
@@ -29,7 +30,7 @@ Margin = Annotated[float, Field(ge=0), Choices(0.1, 1.0, 10.0)]
 
 def _normalise(name: str, z: Tensor, softly: bool, divide: bool) -> Tensor:
     """Logits, softplus of them where ``softly``, over their mean size where ``divide``."""
-    f = softplus(z) if softly else z
+    f = F.softplus(z, threshold=40.0) if softly else z  # past 40 it is z, in float64 too
     if not divide:
         return f
     size = f.abs().mean(1, keepdim=True)
@@ -43,8 +44,8 @@ def _normalise(name: str, z: Tensor, softly: bool, divide: bool) -> Tensor:
 
 def _value(f: Tensor, targets: Tensor, lam: Tensor | float, margin: float) -> Tensor:
     """lam * log of the class mean of exp((margin of c != y + f_c - f_y) / lam); lam is [B, 1]."""
-    gaps = f - f.gather(1, targets.unsqueeze(1))
-    gaps = drop(gaps + margin, targets, 0.0)  # c = y: 0 - 0, whatever the margin
+    gaps = f + (margin - f.gather(1, targets.unsqueeze(1)))
+    gaps = drop(gaps, targets, 0.0)  # c = y: 0, whatever the margin
     return (lam * (torch.logsumexp(gaps / lam, 1, keepdim=True) - math.log(f.shape[1])))[:, 0]
 
 
@@ -61,9 +62,9 @@ def ldr_kl(
 
     It is the maximum over class weightings p of
     :math:`\sum_c p_c(m[c \ne y] + f_c - f_y) - \lambda \sum_c p_c \log(C p_c)`: the Crammer-Singer
-    maximum as lambda goes to 0, the mean over the classes as it grows. With lambda = 1, no margin
-    and no normalisation it is cross-entropy - log C. Checked against ``LDRLoss_V1`` of
-    Optimization-AI/ICML2023_LDR loss.py.
+    maximum (multiclass_hinge) as lambda goes to 0, the mean over the classes as it grows. With
+    lambda = 1, no margin and no normalisation it is cross-entropy - log C. Checked against
+    ``LDRLoss_V1`` of Optimization-AI/ICML2023_LDR loss.py.
 
     Args:
         logits: ``[B, C]``.

@@ -1,8 +1,7 @@
-"""Margin heads: cross-entropy on cosines, the target's made smaller so that classes keep apart.
+"""Fixed margins: the target's cosine is made smaller so that classes keep apart.
 
-All read ``embeddings`` [B, E] and the head's ``weight`` [C, E] instead of logits, and own no
-weight. With margin 0 each is the normalised softmax, cross_entropy(scale·cos); evaluation uses
-the plain cosines.
+The margin is one number (CosFace, ArcFace) or one for each class (LDAM). With margin 0 each is
+the normalised softmax; see :mod:`lossearch_classification.cosines`.
 """
 
 from __future__ import annotations
@@ -12,22 +11,20 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from lossearch import ByTask, Choices, Paper, Range, When, loss
-from lossearch.components import raise_precision, readable
+from lossearch.components import readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import (
-    check_binary,
-    check_multiclass,
-    pick,
-    reduce_labels,
-    softplus,
+from lossearch_classification._shared import check_binary, reduce_labels, softplus
+from lossearch_classification.cosines import (
+    Guard,
+    Scale,
+    add_angle,
+    cosine_cross_entropy,
+    cosines,
 )
-
-_EDGE = 1 - 1e-7  # |cos| at which the slope of arccos is taken where cos lies beyond
 
 
 @loss(
@@ -41,7 +38,7 @@ def cosface(
     weight: Tensor,
     targets: Tensor,
     *,
-    scale: Annotated[float, Field(gt=0), Range(8.0, 128.0, log=True)] = 64.0,
+    scale: Scale = 64.0,
     margin: Annotated[float, Field(ge=0, lt=1), Range(0.0, 0.6)] = 0.35,
 ) -> Tensor:
     r"""CosFace: cross_entropy(scale·c), with :math:`c_y = \cos\theta_y - m` at the target.
@@ -62,8 +59,8 @@ def cosface(
     Checked against deepinsight/insightface (recognition/arcface_torch/losses.py) and
     pytorch-metric-learning.
     """
-    cos = _cosines("cosface", embeddings, weight, targets)
-    return _cross_entropy(cos, pick(cos, targets) - margin, targets, scale)
+    cos, target = cosines("cosface", embeddings, weight, targets)
+    return cosine_cross_entropy(cos, target - margin, targets, scale)
 
 
 @loss(
@@ -77,9 +74,9 @@ def arcface(
     weight: Tensor,
     targets: Tensor,
     *,
-    scale: Annotated[float, Field(gt=0), Range(8.0, 128.0, log=True)] = 64.0,
+    scale: Scale = 64.0,
     margin: Annotated[float, Field(ge=0, lt=math.pi / 2), Range(0.0, 0.8)] = 0.5,
-    guard: Annotated[Literal["linear", "none", "easy"], Choices()] = "linear",
+    guard: Annotated[Guard, Choices()] = "linear",
     gradient: Annotated[Literal["exact", "straight_through"], Choices()] = "exact",
 ) -> Tensor:
     r"""ArcFace: cross_entropy(scale·c), with :math:`c_y = \cos(\theta_y + m)` at the target.
@@ -107,18 +104,11 @@ def arcface(
     The guards are those of the authors' code, deepinsight/insightface
     (recognition/arcface_torch/losses.py); checked against it and pytorch-metric-learning.
     """
-    cos = _cosines("arcface", embeddings, weight, targets)
-    target = pick(cos, targets)
-    # margin may be a tensor under vmap
-    m = torch.as_tensor(margin, dtype=cos.dtype, device=cos.device)
-    moved = target * m.cos() - _sine(target) * m.sin()
-    if guard == "linear":
-        moved = torch.where(target > -m.cos(), moved, target - m * m.sin())
-    elif guard == "easy":
-        moved = torch.where(target > 0, moved, target)
+    cos, target = cosines("arcface", embeddings, weight, targets)
+    moved = add_angle(target, margin, guard)
     if gradient == "straight_through":
         moved = target + (moved - target).detach()
-    return _cross_entropy(cos, moved, targets, scale)
+    return cosine_cross_entropy(cos, moved, targets, scale)
 
 
 def _ldam_reads(params: Any) -> Iterable[str]:
@@ -204,10 +194,10 @@ def ldam(
     if embeddings is None or weight is None:
         missing = "embeddings" if embeddings is None else "weight"
         raise FieldError(f"ldam(mode='multiclass') reads '{missing}', which it was not given")
-    cos = _cosines("ldam", embeddings, weight, targets)
+    cos, target = cosines("ldam", embeddings, weight, targets)
     counts = _counts(class_counts, cos)
     margins = max_margin * (counts / counts.min()) ** -0.25
-    values = _cross_entropy(cos, pick(cos, targets) - margins[targets], targets, scale)
+    values = cosine_cross_entropy(cos, target - margins[targets], targets, scale)
     if drw_start is None or step is None or total_steps is None:
         return values
     gap = torch.as_tensor(1 - beta, dtype=cos.dtype, device=cos.device)
@@ -215,35 +205,6 @@ def ldam(
     weights = weights * (cos.shape[1] / weights.sum())
     late = step >= drw_start * total_steps  # a tensor where drw_start is one, under vmap
     return values * (1 + late * (weights[targets] - 1))
-
-
-def _cosines(name: str, embeddings: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Cosines ``[B, C]``, in float32 also under autocast: scale would magnify their rounding."""
-    if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
-        raise FieldError(
-            f"{name} reads embeddings [B, E] and weight [C, E], not {list(embeddings.shape)} and "
-            f"{list(weight.shape)}"
-        )
-    e = F.normalize(raise_precision(embeddings))
-    w = F.normalize(raise_precision(weight).to(e.dtype))
-    with torch.autocast(e.device.type, enabled=False):
-        cos = (e @ w.T).clamp(-1, 1)
-    check_multiclass(name, cos, targets)
-    return cos
-
-
-def _cross_entropy(cos: Tensor, target: Tensor, targets: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of the scaled cosines, ``target`` in place of the target class's."""
-    logits = cos.scatter(1, targets.unsqueeze(1), target.unsqueeze(1))
-    return F.cross_entropy(scale * logits, targets, reduction="none")
-
-
-def _sine(cos: Tensor) -> Tensor:
-    """sin(arccos(cos)): the exact value, with the slope at the nearest |cos| <= 1 - 1e-7."""
-    inside = cos + (cos.clamp(-_EDGE, _EDGE) - cos).detach()
-    finite = ((1 - inside) * (1 + inside)).sqrt()
-    exact = ((1 - cos) * (1 + cos)).detach().sqrt()
-    return finite + (exact - finite).detach()
 
 
 def _counts(class_counts: Tensor, scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Multilabel losses that treat positives and negatives differently."""
+"""Asymmetric losses: one focusing power for what should be high, another for the rest."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Paper, Range, loss
+from lossearch.components import raise_precision
 from lossearch_classification._shared import (
     LabelReduction,
     check_binary,
+    check_multiclass,
+    dense_mean,
+    pick,
     reduce_labels,
     softplus,
 )
 
+PAPER = Paper("Asymmetric Loss For Multi-Label Classification", 2021, "arXiv:2009.14119")
+
 
 @loss(
     task=("binary", "multilabel"),
-    paper=Paper("Asymmetric Loss For Multi-Label Classification", 2021, "arXiv:2009.14119"),
+    paper=PAPER,
     skips={"gradcheck": "detach_weight, the default, holds the powers constant"},
 )
 def asymmetric(
@@ -35,7 +41,9 @@ def asymmetric(
     r"""Asymmetric loss (ASL): focal with a power of its own for negatives, the easiest cut off.
 
     With :math:`p = \sigma(z)` and :math:`p_m = (p - \mathrm{clip})_+`: a positive costs
-    :math:`-(1-p)^{\gamma_+} \log p`, a negative :math:`-p_m^{\gamma_-} \log(1 - p_m)`.
+    :math:`-(1-p)^{\gamma_+} \log p`, a negative :math:`-p_m^{\gamma_-} \log(1 - p_m)`. With both
+    powers and clip 0 it is binary_cross_entropy; with equal powers, clip 0 and the weight
+    differentiated, focal.
 
     Args:
         logits: ``[B]``, ``[B, 1]`` or ``[B, C]``.
@@ -57,7 +65,16 @@ def asymmetric(
     (src/loss_functions/losses.py), whose clamp of the logarithm at 1e-8 is not followed.
     """
     z, t, known = check_binary("asymmetric", logits, targets)
+    positive, negative = asymmetric_parts(z, gamma_neg, gamma_pos, clip, detach_weight)
+    return reduce_labels(torch.where(t == 1, positive, negative), known, label_reduction)
+
+
+def asymmetric_parts(
+    z: Tensor, gamma_neg: float | Tensor, gamma_pos: float, clip: float, detach_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """What each logit ``[B, L]`` costs as a positive and as a negative; powers may differ by L."""
     cut = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
+    # a power below 1 has an infinite slope at 0
     p_m = (z.sigmoid() - cut).clamp(min=torch.finfo(z.dtype).tiny)
     weight_pos = (-gamma_pos * softplus(z)).exp()  # (1 - p)^gamma_pos
     weight_neg = p_m**gamma_neg
@@ -66,4 +83,47 @@ def asymmetric(
     positive = weight_pos * softplus(-z)
     # log(1 - p + clip), exact for every logit; clip = 0 gives log(1 - p)
     negative = -weight_neg * torch.logaddexp(-softplus(z), cut.log()).clamp(max=0)
-    return reduce_labels(torch.where(t == 1, positive, negative), known, label_reduction)
+    return positive, negative
+
+
+@loss(task="multiclass", paper=PAPER)
+def asymmetric_single_label(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma_pos: Annotated[float, Field(ge=0), Range(0.0, 3.0)] = 0.0,
+    gamma_neg: Annotated[float, Field(ge=0), Range(0.0, 8.0)] = 4.0,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), Range(0.0, 0.3)] = 0.1,
+) -> Tensor:
+    r"""Asymmetric loss for one label, :math:`-\sum_c q_c w_c \log p_c`, of a smoothed target q.
+
+    :math:`q = (1-\varepsilon)\,\mathrm{onehot}(y) + \varepsilon/C`, and the weight, which is
+    differentiated, is :math:`(1-p_y)^{\gamma_+}` at y and :math:`p_c^{\gamma_-}` elsewhere. With
+    both powers 0 it is cross_entropy(label_smoothing); without smoothing ``gamma_neg`` has no
+    effect and it is focal(gamma_pos).
+
+    Args:
+        logits: ``[B, C]``.
+        targets: Class of each sample, int64 ``[B]``.
+        gamma_pos: Focusing of the target class, >= 0.
+        gamma_neg: Focusing of the other classes, >= 0.
+        label_smoothing: Mass spread evenly over the classes, in [0, 1).
+
+    Returns:
+        Loss of each sample, ``[B]``.
+
+    Raises:
+        FieldError: a shape or a target is not allowed.
+
+    Checked against ``ASLSingleLabel`` of the authors' code, Alibaba-MIIL/ASL
+    (src/loss_functions/losses.py).
+    """
+    check_multiclass("asymmetric_single_label", logits, targets)
+    log_p = raise_precision(logits).log_softmax(1)
+    log_y = pick(log_p, targets)
+    # a power below 1 has an infinite slope at 0
+    rest = (-log_y.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)  # 1 - p_y
+    every = (torch.exp(gamma_neg * log_p) * log_p).sum(1)
+    others = every - torch.exp(gamma_neg * log_y) * log_y
+    spread = label_smoothing / log_p.shape[1]
+    return dense_mean(-(1 - label_smoothing + spread) * rest**gamma_pos * log_y - spread * others)

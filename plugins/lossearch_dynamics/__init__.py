@@ -1,4 +1,4 @@
-"""What acts on losses rather than makes them: reweightings, miners, balancers; and metrics."""
+"""What acts on losses rather than makes them: reweightings, miners, balancers; metrics, fields."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import lossearch
 from lossearch_dynamics import (
+    attack,
     balancers,
     calibration,
     class_weights,
     gradient_rules,
     metrics,
     miners,
+    providers,
     reweighting,
+    teacher,
 )
 
 Components = Iterable[Callable[..., Any]]
@@ -58,3 +61,8 @@ def register_metrics() -> Components:
         calibration.ece,
         calibration.smooth_ece,
     ]
+
+
+@lossearch.hookimpl
+def register_providers() -> Components:
+    return [providers.SecondView, providers.half_images, teacher.Teacher, attack.Attack]

@@ -71,7 +71,9 @@ DOCUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown sampler": (
         {"search.sampler": "tpee"}, "search.sampler = 'tpee' is not allowed: input should be",
     ),
-    "an unknown provider": ({"providers": ["teacher"]}, "there is no provider 'teacher'"),
+    "an unknown provider": (
+        {"providers": ["techer"]}, "no provider 'techer'; did you mean 'teacher'?",
+    ),
     "too few trials": ({"search.trials": 1}, "search.trials = 1 is not allowed"),
     "one seed": ({"confirm.seeds": 1}, "confirm.seeds = 1 is not allowed"),
     "a learning rate of 0": ({"training.lr": 0}, "training.lr = 0 is not allowed"),

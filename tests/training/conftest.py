@@ -68,6 +68,18 @@ def reads_logits_b(logits, targets, logits_b):
     apart = (logits - logits_b).square().mean(1)
     return F.cross_entropy(logits, targets, reduction="none") + apart
 
+@lossearch.loss(task="multiclass")
+def reads_logits_adv(logits, targets, logits_adv):
+    """Learns from attacked inputs."""
+    return F.cross_entropy(logits_adv, targets, reduction="none")
+
+@lossearch.loss(task="multiclass", returns="batch")
+def of_bags(logits, targets, bag, *, factor: Annotated[float, Range(0.5, 2.0)] = 1.0):
+    """Cross-entropy of each bag's mean scores and its proportions."""
+    same = (bag[:, None] == bag).to(logits.dtype)
+    pooled = same @ logits / same.sum(1, keepdim=True)
+    return factor * F.cross_entropy(pooled, targets)
+
 @lossearch.provider(gives="tripled")
 def triple(energy):
     """Three times the energy; listed before what it reads."""
@@ -79,7 +91,7 @@ def energy(logits):
     return logits.logsumexp(1)
 
 @lossearch.provider(gives=("logits_b", "embeddings_b"))
-def second_view(inputs, model):
+def noisy_view(inputs, model):
     """The network's outputs at noisy inputs."""
     out = model(inputs + 0.1 * torch.randn_like(inputs))
     return out["logits"], out["embeddings"]
@@ -92,11 +104,11 @@ def never_needed(logits):
 @lossearch.hookimpl
 def register_losses():
     return [raises_later, wrong_shapes, turns_nan, out_of_range, Tempered, reads_energy,
-            reads_logits_b]
+            reads_logits_b, reads_logits_adv, of_bags]
 
 @lossearch.hookimpl
 def register_providers():
-    return [triple, energy, second_view, never_needed]
+    return [triple, energy, noisy_view, never_needed]
 '''
 
 

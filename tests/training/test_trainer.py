@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dwa": {"terms": ["cross_entropy", "focal"], "balancer": "dwa"},
     "uncertainty": {"terms": ["cross_entropy", "focal"], "balancer": "uncertainty"},
     "pcgrad": {"terms": ["cross_entropy", "focal"], "balancer": "pcgrad"},
-    "random provider": {"terms": "reads_logits_b", "providers": ("second_view",)},
+    "random provider": {"terms": "reads_logits_b", "providers": ("noisy_view",)},
     "learned": {"terms": "tempered", "early_stop": 5},
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import lossearch
+from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
 from lossearch_classification import (
     binary_cross_entropy,
@@ -18,6 +19,9 @@ from lossearch_classification import (
     mse_logits,
     squentropy,
 )
+from lossearch_classification.hinge import binary_margin, multiclass_hinge
+from lossearch_classification.robust import comp_sum, probability_mae
+from lossearch_classification.spherical import log_z_penalty, z_loss
 
 CLASSES = 5
 MULTICLASS = [cross_entropy, mse_logits, squentropy]
@@ -314,6 +318,18 @@ def test_checks_read_no_value_off_the_device(name: str) -> None:
     assert bound(batch).shape == (2,)
 
 
+@pytest.mark.parametrize(
+    "loss", [probability_mae, comp_sum, multiclass_hinge, z_loss, log_z_penalty]
+)
+def test_plain_functions_read_no_value_off_the_device(loss) -> None:
+    batch = {
+        "logits": torch.zeros(2, 3, device="meta"),
+        "targets": torch.zeros(2, dtype=torch.long, device="meta"),
+    }
+    assert component_of(loss).build()(batch).shape == (2,)
+
+
 def test_binary_checks_read_no_value_off_the_device() -> None:
     z = torch.zeros(2, device="meta")
     assert binary_cross_entropy(z, z, pos_weight=2.0).shape == (2,)
+    assert binary_margin(z, z).shape == (2,)

@@ -161,12 +161,30 @@ def test_vmap(metric: Any) -> None:
         torch.testing.assert_close(got[k], alone)
 
 
+def test_beta_is_searched_where_it_counts() -> None:
+    component = component_of(any_loss)
+    assert component.signature.conditions == {"beta": {"metric": ("f_beta",)}}
+    z, t = make()
+    for metric in METRICS:
+        same = any_loss(z, t, metric=metric, beta=0.5) == any_loss(z, t, metric=metric, beta=2.0)  # type: ignore[arg-type]
+        assert bool(same) == (metric != "f_beta")
+
+
+def test_f_beta_weighs_recall_by_beta() -> None:
+    """Precision 1, recall 1/2: F_beta is (1 + b^2) / (2 b^2 + 1) for b = beta."""
+    z, t = torch.tensor([9.0, -9, -9], dtype=torch.float64), torch.tensor([1.0, 1, 0])
+    for beta in (0.25, 1.0, 4.0):
+        expected = (1 + beta**2) / (1 + 2 * beta**2)
+        assert 1 - any_loss(z, t, beta=beta).item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_errors() -> None:
     z, t = make()
     with pytest.raises(FieldError, match="target 2 is not"):
         any_loss(z, t + 1)
     with pytest.raises(FieldError, match="targets of that shape"):
         any_loss(z, t[:3])
+    bad: dict[str, Any]
     for bad in ({"L": 0.0}, {"beta": -1.0}, {"metric": "f1"}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(any_loss).build(**bad)

@@ -58,6 +58,7 @@ class Noisy(nn.Module):
         self.seed, self.train_size = seed, train_size
         self.generator = torch.Generator().manual_seed(seed)
         self.epochs: list[int] = []
+        self.steps = 0
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -66,6 +67,9 @@ class Noisy(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
+
+    def after_step(self) -> None:
+        self.steps += 1
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
@@ -237,6 +241,27 @@ def test_it_reads_what_its_members_read() -> None:
         build("plain", "pulled", weights=[1, 0])(lacking)
 
 
+def test_a_members_schedule_is_followed() -> None:
+    rising = {"name": "spread", "by": {"schedule": "linear", "start": 1.0, "end": 3.0}}
+    bound = build(rising, "plain", weights=[1, 0], mode="mean")
+    clock = {"step", "total_steps"}
+    assert component_of(LossEnsemble).reads(bound.params) == {"logits", "targets", *clock}
+    torch.testing.assert_close(bound({**BATCH, "step": 5, "total_steps": 10}), 2 * SPREAD)
+    with pytest.raises(FieldError, match="loss_ensemble reads 'step'"):
+        bound(BATCH)
+
+
+def test_weights_left_out_are_even() -> None:
+    for weights in (None, (1.0, 1.0), (5.0, 5.0)):
+        bound = build("plain", "spread", mode="mean", weights=weights)
+        torch.testing.assert_close(bound(BATCH), (PLAIN + SPREAD) / 2)
+
+
+def test_six_members_are_as_many_as_there_may_be() -> None:
+    bound = build(*[{"name": "spread", "by": float(k)} for k in range(6)], mode="mean")
+    torch.testing.assert_close(bound(BATCH), 2.5 * SPREAD)
+
+
 def test_an_ensemble_may_hold_an_ensemble() -> None:
     nested = {"name": "loss_ensemble", "members": ["plain", "spread"], "mode": "mean"}
     bound = build(nested, "plain", mode="mean")
@@ -253,7 +278,8 @@ def test_members_get_the_task_and_the_facts() -> None:
     assert [m.seed for m in made] == [11, 12, 4]
     assert [m.train_size for m in made] == [77, 77, 77]
     bound.start_epoch(5)
-    assert [m.epochs for m in made] == [[5], [5], [5]]
+    bound.after_step()
+    assert [m.epochs for m in made] == [[5], [5], [5]] and [m.steps for m in made] == [1, 1, 1]
     binary = component.build(task="binary", members=["plain", "plain"], mode="mean")
     torch.testing.assert_close(binary(BATCH), 3 * PLAIN)
 

@@ -165,6 +165,39 @@ def test_lambda_is_drawn_every_period_epochs() -> None:
     assert fixed.lam == 0.25
 
 
+def test_lambda_may_follow_a_schedule_as_long_as_none_is_drawn() -> None:
+    z, t, r = make()
+    bound = build(lam_init={"schedule": "linear", "start": -1.0, "end": 1.0})
+    batch = {"logits": z, "targets": t, "draws": r, "step": 9, "total_steps": 10}
+    late = build(lam_init=bound.schedules["lam_init"].value(9, 10))
+    assert torch.equal(bound(batch), late(batch))
+    assert not torch.equal(bound(batch), build(lam_init=-1.0)(batch))
+    drawing = module(period=1, lam_init=0.25)
+    drawing.start_epoch(0)
+    drawing.lam_init = -0.25
+    assert drawing.lam == drawing.drawn != -0.25
+
+
+def test_a_drawn_lambda_is_from_minus_one_to_one_evenly() -> None:
+    ens, seen = module(period=1), []
+    for epoch in range(2000):
+        ens.start_epoch(epoch)
+        seen.append(ens.lam)
+    lam = torch.tensor(seen)
+    assert lam.abs().max() <= 1 and abs(lam.mean()) < 0.06
+    assert abs(lam.std() - 3**-0.5) < 0.03
+
+
+def test_sample_weights_scale_the_slopes() -> None:
+    z, t, r = make()
+    z.requires_grad_()
+    weights = torch.linspace(0, 2, len(z)).double()
+    batch = {"logits": z, "targets": t, "draws": r}
+    (plain,) = torch.autograd.grad(build()(batch).sum(), z)
+    (weighed,) = torch.autograd.grad((weights * build()(batch)).sum(), z)
+    torch.testing.assert_close(weighed, weights * plain)
+
+
 def test_evaluation_shows_a_loss_that_means_something_and_touches_nothing() -> None:
     z, t, r = make()
     ens = build().eval()
@@ -267,6 +300,10 @@ def test_errors() -> None:
         ens({"logits": z, "targets": t + 1})
     with pytest.raises(FieldError, match=r"target 3 is outside \[0, 3\)"):
         ens({"logits": z.reshape(4, 3), "targets": torch.tensor([0, 1, 2, 3])})
-    for bad in ({"period": 0}, {"period": -2}, {"lam_init": 1.5}, {"floor": 0.0}, {"tail": "x"}):
+    bad: dict[str, Any]
+    for bad in (
+        *({"period": 0}, {"period": -2}, {"lam_init": 1.5}, {"floor": 0.0}, {"tail": "x"}),
+        *({"floor_shift": -1e-6}, {"multiclass": "ovr"}),
+    ):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             build(**bad)

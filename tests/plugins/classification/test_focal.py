@@ -285,6 +285,21 @@ def test_members_and_hyperparameters_stack(z: Tensor, y: Tensor, t: Tensor) -> N
         assert slopes.isfinite().all()
 
 
+def test_a_smoothed_poly_is_the_sum_over_classes(z: Tensor, y: Tensor) -> None:
+    q = 0.7 * F.one_hot(y, CLASSES) + 0.3 / CLASSES
+    p = z.softmax(1)
+    miss = (q * (1 - p)).sum(1)
+    value = poly_loss(z, y, epsilon=[2.0, -0.5], label_smoothing=0.3)
+    torch.testing.assert_close(value, -(q * p.log()).sum(1) + 2 * miss - 0.5 * miss**2)
+
+
+def test_alpha_is_searched_where_it_balances(z: Tensor) -> None:
+    for name, base in (("focal", {}), ("poly_loss", {"base": ("focal",)})):
+        signature = lossearch.get(name).signature
+        assert signature.domains["alpha"] == lossearch.Range(0.05, 0.95)
+        assert signature.conditions["alpha"] == {"mode": ("sigmoid",), **base}
+
+
 @pytest.mark.parametrize("name", ["focal", "poly_loss"])
 def test_the_task_decides_the_mode(name: str) -> None:
     component = lossearch.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_extremes_are_finite(dtype: torch.dtype) -> None:
 
 
 def test_members_and_hyperparameters_stack(z: Tensor, y: Tensor) -> None:
-    def case(z: Tensor, h: float) -> Tensor:
+    def case(z: Tensor, h: Any) -> Tensor:
         return logit_adjusted(z, y, COUNTS, tau=h, smoothing=h)
 
     stack, h = torch.stack([z, -z, 2 * z]), torch.tensor([0.0, 0.2, 3.0], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.func import vmap
 import lossearch
 from lossearch.errors import FieldError, ParameterError
 from lossearch_classification import AldrKl, cross_entropy, ldr_kl
+from lossearch_classification.hinge import multiclass_hinge
 
 CLASSES = 4
 INDEX = torch.tensor([3, 0, 7, 9, 1, 4])
@@ -74,6 +76,27 @@ def test_ldr_kl_limits(z: Tensor, y: Tensor) -> None:
     torch.testing.assert_close(flat, gaps(z, y, 0.4).mean(1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("normalize", ["softplus_mean", "l1", "none"])
+def test_ldr_kl_gradcheck(z: Tensor, y: Tensor, normalize: Any) -> None:
+    z.requires_grad_()
+    torch.autograd.gradcheck(
+        lambda z: ldr_kl(z, y, lam=0.5, margin=1.0, normalize=normalize), (z,)
+    )
+
+
+def test_ldr_kl_slope_is_the_worst_weighting(z: Tensor, y: Tensor) -> None:
+    z.requires_grad_()
+    value = ldr_kl(z, y, lam=0.5, margin=1.0, normalize="none")
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    worst = (gaps(z.detach(), y, 1.0) / 0.5).softmax(1)
+    torch.testing.assert_close(slope, worst - F.one_hot(y, CLASSES))
+
+
+def test_ldr_kl_tends_to_multiclass_hinge(z: Tensor, y: Tensor) -> None:
+    value = ldr_kl(z, y, lam=1e-6, margin=0.4, normalize="none")
+    torch.testing.assert_close(value, multiclass_hinge(z, y, margin=0.4), atol=1e-5, rtol=0)
+
+
 def test_ldr_kl_does_not_rise_with_lambda(z: Tensor, y: Tensor) -> None:
     values = [ldr_kl(z, y, lam=lam, normalize="none") for lam in (0.01, 0.1, 1.0, 10.0, 100.0)]
     assert (torch.stack(values).diff(dim=0) <= 0).all()
@@ -91,7 +114,7 @@ def test_normalised_ldr_kl_is_blind_to_scale(y: Tensor) -> None:
 @pytest.mark.parametrize("normalize", ["softplus_mean", "l1", "none"])
 @pytest.mark.parametrize("lam", [0.01, 100.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extremes_are_finite(normalize, lam: float, dtype: torch.dtype) -> None:
+def test_extremes_are_finite(normalize: Any, lam: float, dtype: torch.dtype) -> None:
     rows = [[80.0, -80.0, 0.0], [-80.0, 80.0, 80.0], [80.0] * 3, [-80.0] * 3]
     z = torch.tensor(rows, dtype=dtype, requires_grad=True)
     for y in range(3):
@@ -105,7 +128,7 @@ def test_members_and_hyperparameters_stack(z: Tensor, y: Tensor) -> None:
     stack, h = torch.stack([z, -z, 2 * z]), torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)
     for normalize in ("softplus_mean", "l1", "none"):
 
-        def case(z: Tensor, h: float, normalize=normalize) -> Tensor:
+        def case(z: Tensor, h: Any, normalize: Any = normalize) -> Tensor:
             return ldr_kl(z, y, lam=h, margin=h, normalize=normalize)
 
         loop = torch.stack([case(stack[i], h[i].item()) for i in range(3)])
@@ -126,7 +149,7 @@ def authors_aldr(
 
 
 def test_aldr_kl_is_the_authors_code_over_two_visits(z: Tensor, y: Tensor) -> None:
-    settings = {"lam0": 2.0, "alpha": 1.5, "margin": 1.0}
+    settings: dict[str, Any] = {"lam0": 2.0, "alpha": 1.5, "margin": 1.0}
     loss = AldrKl(train_size=10, **settings).double()
     lam = torch.full((6,), 2.0, dtype=torch.float64)
     for logits in (z, 3 - z):
@@ -166,7 +189,7 @@ def test_aldr_kl_of_a_uniform_row_keeps_lam0(y: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("l1", "l1"), ("softplus_l1", "softplus_mean")])
-def test_aldr_kl_at_large_alpha_is_ldr_kl(z: Tensor, y: Tensor, ours, theirs) -> None:
+def test_aldr_kl_at_large_alpha_is_ldr_kl(z: Tensor, y: Tensor, ours: Any, theirs: Any) -> None:
     loss = AldrKl(train_size=10, lam0=0.8, alpha=1e9, eps=1e-12, normalize=ours).double()
     torch.testing.assert_close(loss(z, y, INDEX), ldr_kl(z, y, lam=0.8, normalize=theirs))
 
@@ -221,6 +244,8 @@ def test_errors(z: Tensor, y: Tensor) -> None:
         ("ldr_kl", {"lam": 0.0}),
         ("ldr_kl", {"margin": -0.1}),
         ("ldr_kl", {"normalize": "l2"}),
+        ("aldr_kl", {"margin": -0.1}),
+        ("aldr_kl", {"normalize": "softplus_mean"}),
         ("aldr_kl", {"lam0": 0.0}),
         ("aldr_kl", {"alpha": 1.0}),
         ("aldr_kl", {"eps": 0.0}),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
-from lossearch_classification.margin import _sine, arcface, cosface, ldam
+from lossearch_classification.cosines import sine
+from lossearch_classification.margin import arcface, cosface, ldam
 
 COUNTS = torch.tensor([1000, 100, 10, 1])
 
@@ -154,7 +155,7 @@ def test_arcface_does_not_clamp_the_value_where_it_clamps_the_slope() -> None:
 def test_the_slope_of_the_angle_is_finite_at_its_ends() -> None:
     """Of its own: whether torch.clamp passes a gradient at its bounds changed between versions."""
     cos = torch.tensor([1.0, -1.0, 0.6], requires_grad=True)
-    (slope,) = torch.autograd.grad(_sine(cos).sum(), cos)
+    (slope,) = torch.autograd.grad(sine(cos).sum(), cos)
     assert slope.isfinite().all() and (slope[:2].abs() > 1000).all()
     assert slope[2].item() == pytest.approx(-0.75)
 
@@ -199,6 +200,7 @@ def test_errors(loss: Any) -> None:
         loss(e, w, y[:8])
     with pytest.raises(FieldError, match="C >= 2"):
         loss(e, w[:1], torch.zeros_like(y))
+    bad: dict[str, Any]
     for bad in ({"scale": 0.0}, {"margin": -0.1}, {"margin": 1.6}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(loss).build(**bad)
@@ -266,7 +268,7 @@ def test_ldam_gives_the_rarest_class_the_widest_margin() -> None:
 def test_ldam_weights_are_precise_in_float32() -> None:
     """1 - 0.9999**n loses four digits in float32 if it is written so."""
     e, w, y = make()
-    late = {"step": 1, "total_steps": 1}
+    late: dict[str, Any] = {"step": 1, "total_steps": 1}
     got = ldam(y, COUNTS, e.float(), w.float(), **late)
     torch.testing.assert_close(got.double(), ldam(y, COUNTS, e, w, **late), rtol=2e-5, atol=1e-5)
 
@@ -321,6 +323,7 @@ def test_ldam_errors() -> None:
         ldam(y, torch.tensor([3, 2, 0, 1]), e, w)
     with pytest.raises(FieldError, match=r"class_counts \[3\] do not fit 4 classes"):
         ldam(y, COUNTS[:3], e, w)
+    bad: dict[str, Any]
     for bad in ({"beta": 1.0}, {"drw_start": 1.2}, {"max_margin": -1.0}, {"mode": "binary"}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(ldam).build(**bad)

@@ -1,8 +1,9 @@
-"""The asymmetric loss."""
+"""The asymmetric losses, for several labels and for one."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ParameterError
+from lossearch_classification.base import binary_cross_entropy, cross_entropy
 from lossearch_classification.focal import focal
-from lossearch_classification.multilabel import asymmetric
+from lossearch_classification.multilabel import asymmetric, asymmetric_single_label
 
 
 def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,7 @@ def test_without_powers_and_clip_it_is_binary_cross_entropy(detach: bool) -> Non
     got = asymmetric(z, t, gamma_neg=0.0, gamma_pos=0.0, clip=0.0, detach_weight=detach)
     expected = F.binary_cross_entropy_with_logits(z, t, reduction="none").sum(1)
     torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got, binary_cross_entropy(z, t, label_reduction="sum"))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -155,6 +158,93 @@ def test_errors() -> None:
         asymmetric(z, t + 1)
     with pytest.raises(FieldError, match="go with targets of that shape"):
         asymmetric(z, t[:, :2])
+    bad: dict[str, Any]
     for bad in ({"clip": 1.0}, {"gamma_neg": -0.1}, {"gamma_pos": -1}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(asymmetric).build(**bad)
+
+
+# One label ------------------------------------------------------------------------------------
+
+
+def one_label(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn(9, 6, generator=g, dtype=dtype)
+    return z, torch.randint(0, 6, (9,), generator=g)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gammas", [(0.0, 4.0), (2.0, 0.5), (0.5, 8.0)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_one_label_is_the_authors_formula(
+    dtype: torch.dtype, gammas: tuple[float, float], smoothing: float
+) -> None:
+    z, y = one_label(dtype)
+    got = asymmetric_single_label(
+        z, y, gamma_pos=gammas[0], gamma_neg=gammas[1], label_smoothing=smoothing
+    )
+    assert got.dtype == dtype
+    for i in range(len(z)):
+        row, target = [math.exp(v) for v in z[i].tolist()], int(y[i])
+        expected = 0.0
+        for c, e in enumerate(row):
+            p = e / sum(row)
+            q = (1 - smoothing) * (c == target) + smoothing / 6
+            weight = (1 - p) ** gammas[0] if c == target else p ** gammas[1]
+            expected -= q * weight * math.log(p)
+        assert got[i].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_label_by_hand() -> None:
+    # p = 1/2 each: 0.9 * (1/2)^1 * log 2 at y, 0.1 * (1/2)^2 * log 2 beside it
+    value = asymmetric_single_label(
+        torch.zeros(1, 2), torch.tensor([0]), gamma_pos=1.0, gamma_neg=2.0, label_smoothing=0.2
+    )
+    assert value.item() == pytest.approx((0.45 + 0.025) * math.log(2))
+
+
+@pytest.mark.parametrize("gamma_neg", [0.0, 1.0, 8.0])
+def test_without_smoothing_and_power_one_label_is_cross_entropy(gamma_neg: float) -> None:
+    z, y = one_label()
+    got = asymmetric_single_label(z, y, gamma_pos=0.0, gamma_neg=gamma_neg, label_smoothing=0.0)
+    torch.testing.assert_close(got, F.cross_entropy(z, y, reduction="none"))
+
+
+def test_without_powers_one_label_is_smoothed_cross_entropy() -> None:
+    z, y = one_label()
+    got = asymmetric_single_label(z, y, gamma_pos=0.0, gamma_neg=0.0, label_smoothing=0.2)
+    torch.testing.assert_close(got, cross_entropy(z, y, label_smoothing=0.2))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_without_smoothing_one_label_is_focal(gamma: float) -> None:
+    z, y = one_label()
+    z.requires_grad_()
+    ours = asymmetric_single_label(z, y, gamma_pos=gamma, label_smoothing=0.0)
+    theirs = focal(z, y, gamma=gamma)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), z)[0] for v in (ours, theirs)))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 3.0])
+def test_one_label_at_extreme_logits(gamma: float) -> None:
+    z = torch.tensor([[80.0, -80.0], [-80.0, 80.0], [0.0, 0.0]], requires_grad=True)
+    y = torch.tensor([0, 0, 1])
+    value = asymmetric_single_label(z, y, gamma_pos=gamma, gamma_neg=gamma, label_smoothing=0.0)
+    value.sum().backward()
+    assert value[0].item() == 0.0
+    assert value[1].item() == pytest.approx(160.0)
+    assert z.grad is not None and z.grad.isfinite().all()
+    torch.testing.assert_close(z.grad[1], torch.tensor([-1.0, 1.0]))
+
+
+def test_one_label_errors() -> None:
+    z, y = one_label()
+    with pytest.raises(FieldError, match="target 6 is outside"):
+        asymmetric_single_label(z, torch.full_like(y, 6))
+    with pytest.raises(FieldError, match="C >= 2"):
+        asymmetric_single_label(z[:, :1], y)
+    bad: dict[str, Any]
+    for bad in ({"label_smoothing": 1.0}, {"gamma_neg": -0.1}, {"gamma_pos": -1}):
+        with pytest.raises(ParameterError, match=next(iter(bad))):
+            component_of(asymmetric_single_label).build(**bad)

@@ -118,6 +118,7 @@ def test_declaration_and_errors() -> None:
         orthogonal_projection(e, y[:5])
     with pytest.raises(FieldError, match=r"not \[8, 2, 2\]"):
         orthogonal_projection(e.reshape(8, 2, 2), y)
+    bad: dict[str, Any]
     for bad in ({"gamma": -1.0}, {"eps": 0.0}, {"negative": "abs"}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component.build(**bad)

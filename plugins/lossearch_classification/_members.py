@@ -1,0 +1,56 @@
+"""Losses inside a loss: a wrapper's members, given as specs, made ready as the engine would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+import lossearch
+from lossearch import Component
+from lossearch.errors import ParameterError
+
+Spec = str | dict[str, Any]
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+def resolve(
+    owner: str,
+    members: Sequence[Spec],
+    task: str | None,
+    seed: int,
+    facts: Mapping[str, int | None],
+) -> list[tuple[Component, BaseModel]]:
+    """Each member's component and its parameters.
+
+    Args:
+        owner: The wrapper's name, for messages.
+        members: Losses: a name, or a mapping of ``name`` and parameters.
+        task: The task, for defaults that depend on it.
+        seed: The wrapper's; each member gets another.
+        facts: What members may need to know, where it is known.
+
+    Raises:
+        ParameterError: a member is no loss, does not serve the task, or has a bad parameter.
+        UnknownNameError: nothing answers to its name.
+    """
+    known = {fact: value for fact, value in facts.items() if value is not None}
+    resolved = []
+    for position, spec in enumerate(members, start=1):
+        params = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = params.pop("name", None)
+        if not isinstance(name, str):
+            raise ParameterError(f"{owner}: member {spec!r} has no 'name'")
+        component = lossearch.get(name)
+        if component.kind != "loss":
+            raise ParameterError(
+                f"{owner}: '{name}' is a {component.kind}; its members are losses"
+            )
+        if task is not None and task not in component.tasks:
+            raise ParameterError(
+                f"{owner}: '{name}' serves {', '.join(component.tasks)}, not {task}"
+            )
+        known["seed"] = seed + position  # two random members must not draw alike
+        resolved.append((component, component.complete(params, task=task, facts=known)))
+    return resolved

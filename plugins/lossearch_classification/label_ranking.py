@@ -1,0 +1,310 @@
+"""Multilabel losses that rank: positive labels above negative ones, or into the first k.
+
+All three may draw at random, which labels of a sample or which classes of the step take part;
+they do so in training only, from a generator of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from lossearch import Given, Paper, Range, When, loss
+from lossearch.components import raise_precision
+from lossearch.errors import FieldError
+from lossearch_classification._shared import check_binary, reduce_labels, softplus
+
+DUAL_ENCODERS = Paper(
+    "Dual-Encoders for Extreme Multi-Label Classification", 2024, "arXiv:2310.10636"
+)
+
+
+class _Drawing(nn.Module):
+    """A loss with a random generator of its own, whose state is in the state_dict."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, draws: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1): those handed in, or new ones."""
+        if draws is None:
+            return torch.rand(shape, generator=self.generator).to(like.device)
+        if draws.shape != shape:
+            raise FieldError(f"draws here are of shape {list(shape)}, not {list(draws.shape)}")
+        return draws
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the state_dict holds: the generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _mlcd_reads(params: Any) -> Iterable[str]:
+    return ("embeddings", "weight", "targets") if params.cosine else ("logits", "targets")
+
+
+@loss(
+    name="mlcd",
+    task="multilabel",
+    reads=_mlcd_reads,
+    paper=Paper(
+        "Multi-label Cluster Discrimination for Visual Representation Learning",
+        2024,
+        "arXiv:2407.17331",
+    ),
+)
+class Mlcd(_Drawing):
+    r"""MLCD: :math:`\log(1 + \sum_{neg} e^{s_j}) + \log(1 + \sum_{pos} e^{-s_i})`.
+
+    s are the logits, or with ``cosine`` the cosines of embedding and class vector, times
+    ``scale``; positives have :math:`s_i - \mathrm{scale}\cdot\mathrm{margin}`. So no positive acts
+    on a negative. ``joint`` is :math:`\log(1 + \sum_{neg} e^{s_j} \sum_{pos} e^{-s_i})`, never
+    above it, which for one positive is the cross-entropy over the known labels.
+
+    Args:
+        cosine: Read ``embeddings`` and ``weight`` instead of ``logits``.
+        scale: What logits or cosines are multiplied by, > 0; None is 1 for logits, 64 for cosines.
+        margin: Taken off a positive's logit or cosine before it is scaled, >= 0.
+        negative_rate: Share of the classes, in (0, 1], that are drawn as negatives in each
+            training step, the same for all samples; the paper takes 0.1 of a million clusters.
+        joint: Compare each negative with each positive instead.
+        seed: Of its own generator.
+
+    Checked against a summary of the paper with its formulas (papernotes, ECCV 2024): ``joint`` is
+    its MLC, which has no margin; the scale and the margin are those of the cosine heads. Its
+    targets are the 8 nearest of a million clusters, found offline.
+    """
+
+    def __init__(
+        self,
+        *,
+        cosine: bool = False,
+        scale: Annotated[
+            float | None, Field(gt=0), Range(8.0, 128.0, log=True), When(cosine=True)
+        ] = None,
+        margin: Annotated[float, Field(ge=0), Range(0.0, 0.5)] = 0.0,
+        negative_rate: Annotated[float, Field(gt=0, le=1), Range(0.01, 1.0)] = 1.0,
+        joint: bool = False,
+        seed: Annotated[int, Given("seed")] = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.cosine, self.scale, self.margin = cosine, scale, margin
+        self.negative_rate, self.joint = negative_rate, joint
+
+    def forward(
+        self,
+        targets: Tensor,
+        logits: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        weight: Tensor | None = None,
+        draws: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each sample.
+
+        Args:
+            targets: ``[B, C]`` in {0, 1}; -1, unknown, is in neither sum.
+            logits: ``[B, C]``, without ``cosine``.
+            embeddings: ``[B, E]``, of any length but zero, with ``cosine``.
+            weight: Class or cluster centres ``[C, E]``, with ``cosine``.
+            draws: A number for each class, ``[C]``, instead of its own: the lowest are drawn.
+
+        Returns:
+            ``[B]``; a side without labels counts 0.
+
+        Raises:
+            FieldError: a field is missing, a shape does not match, or a target is not allowed.
+        """
+        drawn = None
+        if self.training and self.negative_rate < 1 and targets.ndim == 2:
+            classes = targets.shape[1]
+            order = self.draw(draws, targets, classes).argsort()
+            drawn = torch.zeros_like(order, dtype=torch.bool)
+            drawn[order[: max(1, round(self.negative_rate * classes))]] = True
+        if self.cosine and drawn is not None and weight is not None and len(weight) == len(drawn):
+            # the other classes' cosines are not even computed
+            needed = drawn | (targets == 1).any(0)
+            targets, weight, drawn = targets[:, needed], weight[needed], drawn[needed]
+        scores = self._scores(logits, embeddings, weight)
+        s, t, known = check_binary("mlcd", scores, targets)
+        scale = self.scale if self.scale is not None else 64.0 if self.cosine else 1.0
+        s = scale * s
+        negative = known & (t == 0) if drawn is None else known & (t == 0) & drawn
+        high = s.masked_fill(~negative, -math.inf).logsumexp(1)
+        low = (scale * self.margin - s).masked_fill(t == 0, -math.inf).logsumexp(1)
+        return softplus(high + low) if self.joint else softplus(high) + softplus(low)
+
+    def _scores(
+        self, logits: Tensor | None, embeddings: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
+        if not self.cosine:
+            if logits is None:
+                raise FieldError("mlcd reads 'logits', which it was not given; or take cosine")
+            return logits
+        if embeddings is None or weight is None:
+            missing = "embeddings" if embeddings is None else "weight"
+            raise FieldError(f"mlcd(cosine=True) reads '{missing}', which it was not given")
+        if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
+            raise FieldError(
+                f"mlcd reads embeddings [B, E] and weight [C, E], not {list(embeddings.shape)} "
+                f"and {list(weight.shape)}"
+            )
+        e = F.normalize(raise_precision(embeddings))
+        w = F.normalize(raise_precision(weight).to(e.dtype))
+        with torch.autocast(e.device.type, enabled=False):
+            return e @ w.T
+
+
+@loss(name="decoupled_softmax", task="multilabel", vmap=True, paper=DUAL_ENCODERS)
+class DecoupledSoftmax(_Drawing):
+    r"""Decoupled softmax: each positive's cross-entropy against the negatives alone, averaged.
+
+    :math:`-\log(e^{s_i} / (e^{s_i} + \sum_{neg} e^{s_j}))` with s = z / temperature: positives do
+    not compete. For one positive it is the cross-entropy over the known labels.
+
+    Args:
+        temperature: What the logits are divided by, > 0; 0.05 for cosines.
+        sample_positive: In training, take one positive of each sample at random (not under vmap).
+        seed: Of its own generator.
+
+    Checked against the authors' code, nilesh2797/DEXML (losses.py), which puts the logits of other
+    positives at -100 where they are left out here.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Field(gt=0), Range(0.01, 10.0, log=True)] = 1.0,
+        sample_positive: bool = False,
+        seed: Annotated[int, Given("seed")] = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.temperature, self.sample_positive = temperature, sample_positive
+
+    def forward(self, logits: Tensor, targets: Tensor, draws: Tensor | None = None) -> Tensor:
+        """The loss of each sample.
+
+        Args:
+            logits: ``[B, C]``.
+            targets: ``[B, C]`` in {0, 1}, -1 for unknown.
+            draws: A number in [0, 1) for each sample, ``[B]``, instead of its own.
+
+        Returns:
+            ``[B]``; 0 without a positive.
+
+        Raises:
+            FieldError: a shape or a target is not allowed.
+        """
+        z, t, known = check_binary("decoupled_softmax", logits, targets)
+        s, positive = z / self.temperature, t == 1
+        rivals = s.masked_fill(positive | ~known, -math.inf).logsumexp(1, keepdim=True)
+        if self.sample_positive and self.training:
+            u = self.draw(draws, z, len(z))
+            nth = (u * positive.sum(1)).long() + 1
+            positive = positive & (positive.cumsum(1) == nth[:, None])
+        return reduce_labels(softplus(rivals - s), positive, "mean")
+
+
+@loss(
+    name="soft_top_k",
+    task="multilabel",
+    vmap=True,
+    paper=DUAL_ENCODERS,
+    cost="32 sigmoids of every logit, to find the threshold",
+)
+class SoftTopK(_Drawing):
+    r"""Soft top-k: :math:`-\log\sigma(\alpha(s_i + t))`, averaged over the positives.
+
+    t is the row's threshold, :math:`\sum_c \sigma(\alpha(s_c + t)) = k`, and s = z / temperature:
+    the positives are to be among the first k. t is found by bisection and differentiated as the
+    implicit function that it is, :math:`\partial t/\partial s_c = -v_c / \sum v` with
+    :math:`v = \sigma'(\alpha(s + t))`. With more positives than k the loss cannot reach 0.
+
+    Args:
+        k: How many labels count as the first, >= 1. C labels allow at most C - 1, which then
+            takes its place; a row with no more than k known labels costs 0.
+        alpha: Sharpness, > 0.
+        temperature: What the logits are divided by, > 0.
+        iterations: Bisection steps, followed by one of Newton's.
+        sample_positives: In training, where there are more than k positives, draw k of them and
+            drop the others from the row (not under vmap).
+        seed: Of its own generator.
+
+    Checked against the authors' code, nilesh2797/DEXML (losses.py, utils/topk_utils.py). Its
+    bracket for t lacks log C and misses the root for very many classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: Annotated[int, Field(ge=1), Range(1, 20)] = 5,
+        alpha: Annotated[float, Field(gt=0), Range(0.5, 20.0, log=True)] = 2.0,
+        temperature: Annotated[float, Field(gt=0), Range(0.01, 10.0, log=True)] = 1.0,
+        iterations: Annotated[int, Field(ge=1), Range(16, 64)] = 32,
+        sample_positives: bool = False,
+        seed: Annotated[int, Given("seed")] = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.k, self.alpha, self.temperature = k, alpha, temperature
+        self.iterations, self.sample_positives = iterations, sample_positives
+
+    def forward(self, logits: Tensor, targets: Tensor, draws: Tensor | None = None) -> Tensor:
+        """The loss of each sample.
+
+        Args:
+            logits: ``[B, C]``, C >= 2.
+            targets: ``[B, C]`` in {0, 1}, -1 for unknown.
+            draws: A number for each label, ``[B, C]``, instead of its own: of the positives those
+                with the lowest are drawn.
+
+        Returns:
+            ``[B]``; 0 without a positive.
+
+        Raises:
+            FieldError: a shape or a target is not allowed.
+        """
+        z, t, known = check_binary("soft_top_k", logits, targets)
+        if z.shape[1] < 2:
+            raise FieldError("soft_top_k ranks labels: it reads logits [B, C] with C >= 2")
+        k = min(self.k, z.shape[1] - 1)
+        positive = t == 1
+        if self.sample_positives and self.training:
+            u = self.draw(draws, z, *z.shape).masked_fill(~positive, math.inf)
+            drawn = positive & (u.argsort(1).argsort(1) < k)
+            known, positive = known & (drawn | ~positive), drawn
+        x = z * (self.alpha / self.temperature)
+        threshold, share = self._threshold(x.detach(), known, k)
+        # the value of a constant, with the slope of the implicit function
+        threshold = threshold - (share * (x - x.detach())).sum(1, keepdim=True)
+        beyond = known.sum(1, keepdim=True) > k
+        return reduce_labels(softplus(-x - threshold), positive & beyond, "mean")
+
+    @torch.no_grad()
+    def _threshold(self, x: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """alpha t of each row, ``[B, 1]``, and minus its slope by each alpha s, ``[B, C]``."""
+        room = 10 + math.log(x.shape[1])
+        inside = torch.where(known, x, 0.0)
+        low = -inside.amax(1, keepdim=True) - room
+        high = -inside.amin(1, keepdim=True) + room
+        x = x.masked_fill(~known, -math.inf)
+        for _ in range(self.iterations):
+            middle = (low + high) / 2
+            short = (x + middle).sigmoid().sum(1, keepdim=True) < k
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        middle = (low + high) / 2
+        p = (x + middle).sigmoid()
+        slope = (p * (1 - p)).sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        step = (k - p.sum(1, keepdim=True)) / slope
+        middle = middle + torch.clamp(step, min=low - middle, max=high - middle)
+        # v / sum v by logarithms: where all are saturated every v rounds to 0
+        log_v = F.logsigmoid(x + middle) + F.logsigmoid(-x - middle)
+        return middle, log_v.softmax(1).nan_to_num(0.0)  # a row without a known label is 0 / 0
