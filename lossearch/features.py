@@ -179,7 +179,11 @@ def cached(
         logger.info("embeddings of %d samples took %.1f s: %s", shape[0], seconds, path)
     starts = np.cumsum([0, *sizes]).tolist()
     train, validation, test = (
-        Split(Rows(path, start, len(split), views if split is data.train else 1), split.targets)
+        Split(
+            Rows(path, start, len(split), views if split is data.train else 1),
+            split.targets,
+            bag=split.bag,
+        )
         for start, split in zip(starts, splits, strict=False)
     )
     info = replace(data.info, kind="table", input_shape=(shape[1],))

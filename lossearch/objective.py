@@ -15,56 +15,8 @@ from lossearch.documents import read_yaml
 from lossearch.errors import SpecError
 from lossearch.feasibility import INTERNAL
 from lossearch.registry import Registry, current, using
-from lossearch.spec import ObjectiveSpec, TermSpec
-
-Batch = Mapping[str, Any]
-
-
-class Term(nn.Module):
-    """One loss with its miner and reweighting: batch fields to one number."""
-
-    def __init__(self, spec: TermSpec, task: str, registry: Registry, facts: Mapping[str, Any]):
-        super().__init__()
-
-        def bind(kind: str) -> Bound | None:
-            each = getattr(spec, kind)
-            if each is None:
-                return None
-            return registry.build(each.name, each.params, kind=kind, task=task, facts=facts)
-
-        loss = bind("loss")
-        assert loss is not None
-        self.loss = loss
-        self.reweighting = bind("reweighting")
-        self.miner = bind("miner")
-        acting = self.reweighting or self.miner
-        if acting is not None and self.returns == "batch":
-            raise SpecError(
-                f"{self.loss.component.name} exists only for the whole batch: "
-                f"{acting.component.name} cannot reach its samples"
-            )
-
-    @property
-    def returns(self) -> str | None:
-        return self.loss.component.returns_at(self.loss.params)
-
-    def forward(self, batch: Batch) -> Tensor:
-        mines_pairs = self.miner is not None and self.miner.component.returns == "selection"
-        if mines_pairs and self.miner is not None:
-            batch = {**batch, "selection": self.miner(batch)}
-        values: Tensor = self.loss(batch)
-        if values.ndim == 0:
-            return values
-        if self.reweighting is None and (self.miner is None or mines_pairs):
-            return values.mean()
-        seen = {**batch, "losses": values.detach()}
-        keep = self.miner(seen) if self.miner is not None and not mines_pairs else None
-        if self.reweighting is not None:
-            values = values * self.reweighting(seen).to(values.dtype)
-        if keep is None:
-            return values.mean()
-        # where(), not a product: a value left out must not leak NaN through 0 * inf
-        return torch.where(keep, values, 0.0).sum() / keep.sum().clamp(min=1)
+from lossearch.spec import ObjectiveSpec
+from lossearch.terms import Batch, Term, weight_now
 
 
 class Objective(nn.Module):
@@ -352,13 +304,6 @@ class Objective(nn.Module):
         return best
 
 
-def weight_now(weight: float | Schedule, batch: Batch) -> float:
-    """A term's weight at the batch's step."""
-    if isinstance(weight, Schedule):
-        return float(weight.value(batch["step"], batch["total_steps"]))
-    return weight
-
-
 def _gradients(term: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
     if not term.requires_grad:  # it depends on nothing that is trained here
         return (None,) * len(inputs)
@@ -370,10 +315,11 @@ def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 def cosine_scale(objective: Objective) -> float | None:
-    """The scale of the first margin loss (one that reads the classifier's weight), if any."""
+    """The scale, as it is now, of the first margin loss (one that reads the weight), if any."""
     for module in objective.modules():
         if isinstance(module, Bound) and "weight" in module.component.reads(module.params):
-            return float(module.value("scale", 1.0))
+            learned = getattr(module.module, "current_scale", None)
+            return float(module.value("scale", 1.0) if learned is None else learned)
     return None
 
 

@@ -36,10 +36,24 @@ def show_plan(config: StudyConfig) -> None:
     out.print(_space_table(setup))
     for left in setup.space.left_out:
         out.print(f"left out: {left.what}: {left.why}")
+    for line in provided_fields(setup):
+        out.print(line, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch:
         setup = setup.with_features(Path(scratch) / "study", lambda *_: None)
         show_stacks(setup, out, Path(scratch))
         show_cost(setup, out)
+
+
+def provided_fields(setup: Setup) -> list[str]:
+    """Which provider gives what here, at what cost, or why nothing."""
+    lines: list[str] = []
+    for name, fields in setup.provided.items():
+        component = setup.registry.get(name, "provider")
+        missing = sorted(set(component.fields) - setup.available)
+        why = f": it reads '{missing[0]}', which nothing here provides" if missing else ""
+        cost = f" ({component.cost})" if component.cost and fields else ""
+        lines.append(f"[bold]fields[/]  {name} gives {', '.join(fields) or 'nothing'}{cost}{why}")
+    return lines
 
 
 def show_stacks(setup: Setup, out: Console, scratch: Path) -> None:

@@ -22,6 +22,7 @@ FIELDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "embeddings": ("[B, E]", "the vector before the head, not normalised"),
     "embeddings_b": ("[B, E]", "a second view's embeddings, row i matching row i"),
+    "embeddings_left": ("[B, E]", "embeddings of the images' left halves, for `embeddings_b`"),
     "logits_b": ("[B, C]", "a second view's logits, row i matching row i"),
     "logits_adv": ("[B, C]", "the logits of attacked inputs, row i matching row i"),
     "rho": ("[B]", "how far a face is symmetric, 0 to 1: whether its halves may be compared"),

@@ -59,7 +59,8 @@ Domain = Range | Choices
 class Given:
     """Filled in by the engine from what it knows of the task, never searched.
 
-    Facts: ``train_size``, ``num_classes``, ``num_terms``, ``term_weights``, ``seed``.
+    Facts: ``train_size``, ``num_classes``, ``num_terms``, ``term_weights``, ``seed``; for
+    providers ``task`` too.
     """
 
     fact: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -132,7 +133,17 @@ class Split:
             chunks = order.split(batch_size) if ends is None else order.tensor_split(ends[:-1])
         if drop_last and chunks and len(chunks[-1]) < batch_size:
             chunks = chunks[:-1]
+        if len(chunks) > self.steps(batch_size) and generator is not None and not drop_last:
+            chunks = [*chunks[:-2], torch.cat([*chunks[-2:]])]
         return self._stream(chunks, seed, device)
+
+    def steps(self, batch_size: int) -> int:
+        """How many batches a pass in training makes.
+
+        A last one of a single sample joins the one before: batch norm has no variance of it.
+        """
+        alone = self.bag is None and len(self) % batch_size == 1 and 1 < batch_size < len(self)
+        return math.ceil(len(self) / batch_size) - alone
 
     def _shuffled(
         self, batch_size: int, generator: torch.Generator

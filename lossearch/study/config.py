@@ -178,6 +178,9 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     model = document.get("model")
     if isinstance(model, dict) and "checkpoint" in model:
         model["checkpoint"] = resolve(model["checkpoint"])
+    for provider in document.get("providers") or ():
+        if isinstance(provider, dict) and "checkpoint" in provider:
+            provider["checkpoint"] = resolve(provider["checkpoint"])
     if isinstance(document.get("plugins"), list):
         document["plugins"] = [resolve(p) for p in document["plugins"]]
     search = document.get("search")

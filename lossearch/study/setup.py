@@ -27,7 +27,7 @@ from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
 from lossearch.training import Job, Recipe
 from lossearch.training.plan import Plan
-from lossearch.training.providers import available_fields
+from lossearch.training.providers import available_fields, try_providers
 from lossearch.training.scale import Scale
 from lossearch.training.trainer import facts_of, pick_device, pick_precision
 from lossearch.trials.fingerprint import Fingerprints
@@ -64,6 +64,7 @@ class Setup:
     space: Space
     baseline: Space
     deciding: tuple[Component, ...]
+    provided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by each provider
     warm: WarmStart = field(default_factory=WarmStart)
     whole: tuple[Data, Any] | None = None  # the data and the model behind cached embeddings
 
@@ -263,7 +264,12 @@ def set_up(
         network = build_network(model, data.info, registry)
     _check_stages(config, network)
     providers = [registry.get(p.name, "provider") for p in config.providers]
-    available = available_fields(task, network.gives, providers)
+    # refused now rather than by every trial: bags that no batch holds, providers that cannot run
+    data.train.batches(config.training.batch_size, generator=torch.Generator())
+    facts = {**facts_of(data), "seed": config.seed}
+    provided = try_providers(network, config.providers, registry, data, facts)
+    available = available_fields(task, (*network.gives, *data.train.gives), providers)
+    available -= {f for p in providers for f in p.gives if f not in provided[p.name]}
     if network.frozen:
         available |= {FIXED_EMBEDDINGS}
     where = {"registry": registry, "task": task, "available": available}
@@ -278,6 +284,7 @@ def set_up(
         space=Space.from_document(space_document(config.space, registry, task), **where),
         baseline=Space.from_document(_baseline_document(config, task), **where),
         deciding=tuple(metrics[: len(config.deciding)]),
+        provided=provided,
     )
     _ = setup.given  # refused now rather than when its turn comes
     return setup

@@ -20,7 +20,7 @@ EXTREME = 80.0
 # What a network's training differentiates by.
 OUTPUTS = (
     *("logits", "logits_b", "logits_adv", "predictions", "embeddings", "embeddings_b"),
-    *("weight", "noise_scores"),
+    *("embeddings_left", "weight", "noise_scores"),
 )
 # Every field of the network's or a teacher's making, which half precision and extremes reach.
 COMPUTED = (*OUTPUTS, "teacher_logits", "teacher_embeddings", "features")
@@ -28,7 +28,7 @@ COMPUTED = (*OUTPUTS, "teacher_logits", "teacher_embeddings", "features")
 PER_SAMPLE = frozenset(
     {
         *("logits", "logits_b", "logits_adv", "targets", "predictions", "embeddings"),
-        *("embeddings_b", "rho", "data_logq"),
+        *("embeddings_b", "embeddings_left", "rho", "data_logq"),
         *("teacher_logits", "teacher_embeddings", "index", "bag", "event", "time", "inputs"),
         *("draws", "losses"),
     }
@@ -121,6 +121,7 @@ def _all_fields(
         "targets": targets,
         "embeddings": normal(size, E),
         "embeddings_b": normal(size, E),
+        "embeddings_left": normal(size, E),
         "logits_b": normal(size, *outputs),
         "logits_adv": normal(size, *outputs),
         "rho": torch.rand(size, generator=generator),
@@ -159,9 +160,12 @@ class ToyModel(nn.Module):
         grid = torch.arange(outputs * E, dtype=torch.float32).view(outputs, E)
         self.weight = nn.Parameter(torch.sin(grid))
 
+    def head(self, embeddings: Tensor) -> Tensor:
+        return embeddings @ self.weight.to(embeddings).T
+
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         embeddings = torch.tanh(inputs)
-        logits = embeddings @ self.weight.to(inputs).T
+        logits = self.head(embeddings)
         return {"logits": logits[:, 0] if self.squeeze else logits, "embeddings": embeddings}
 
 

@@ -8,8 +8,7 @@ whole, and a member that fails, diverges or stops early leaves the stack.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,77 +16,11 @@ from torch import Tensor
 
 from lossearch.components import Bound
 from lossearch.objective import cosine_scale
-from lossearch.spec import ObjectiveSpec
 from lossearch.training import checkpoint
-from lossearch.training.evaluate import score
 from lossearch.training.groups import OUTPUTS, Group, Part, Slice, signature
-from lossearch.training.plan import Plan, Progress
+from lossearch.training.member import Member
+from lossearch.training.plan import Plan
 from lossearch.training.stacked import Outputs, Stack, sample_of
-
-
-class Member(Progress):
-    """One objective of a cohort, and what becomes of it.
-
-    Attributes:
-        error: What ended it early, if something did.
-        done: Whether its training is over, rather than at a rung.
-        metrics, tested: Its metrics on the validation and on the test split.
-        seconds: Its share of the cohort's time.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        spec: ObjectiveSpec,
-        values: Mapping[str, float],
-        seed: int,
-        path: Path,
-        *,
-        test: bool = False,
-    ) -> None:
-        super().__init__(plan)
-        torch.manual_seed(seed)  # as alone
-        self.objective = plan.objective(spec, seed)
-        self.values, self.seed, self.path, self.test = values, seed, path, test
-        self.scale = cosine_scale(self.objective)
-        self.state: dict[str, Any] | None = None
-        own = self.objective.parameter_groups()
-        self.optimizer = plan.optimizer([], own, values) if own else None
-        if path.exists():
-            self.state = checkpoint.read(path)
-            self.objective.load_state_dict(self.state["objective"])
-            self.resume(self.state)
-        self.error: Exception | None = None
-        self.measured = False
-        self.done = False
-        self.metrics: dict[str, float] = {}
-        self.tested: dict[str, float] = {}
-        self.seconds = 0.0
-
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing more to do for it here."""
-        return self.measured or self.error is not None
-
-    @property
-    def stream(self) -> tuple[Any, ...]:
-        """What the members of one cohort have in common: weights' seed, epoch, order, head."""
-        state = self.state
-        draws: tuple[bytes, ...] = ()
-        if state is not None:
-            kinds = ("order", "random", "cuda_random")
-            draws = tuple(state[k].numpy().tobytes() for k in kinds if k in state)
-        return self.seed, self.epoch, draws, self.scale is not None
-
-    def tries(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        """Do what may fail; an error is kept, and ends this member alone."""
-        try:
-            return action(*arguments)
-        except torch.cuda.OutOfMemoryError:
-            raise  # the cohort's, which is then halved
-        except Exception as error:  # a bad loss must not cost its companions
-            self.error = error
-        return None
 
 
 class Cohort:
@@ -114,10 +47,9 @@ class Cohort:
         if first.state is not None:
             checkpoint.set_random_state(first.state, plan.device, self.order)
         for row, member in enumerate(self.members):
-            if member.scale is not None:
-                self.stack.buffers["head.scale"][row] = member.scale
             if member.state is not None:
                 self._load(row, member)
+        self._scale(self.members)
         self._sliced: set[Member] = set()  # those that a vmapped call failed on
         self._predicted: dict[str, Tensor] | None = None
         self._regroup()
@@ -141,7 +73,7 @@ class Cohort:
         plan, stack = self.plan, self.stack
         stack.train()
         for member in self.members:
-            member.tries(_start_epoch, member)
+            member.tries(member.start_epoch)
         self._drop()
         totals = torch.zeros(len(self.members), device=plan.device)
         step = self.epoch * plan.steps_per_epoch
@@ -164,7 +96,7 @@ class Cohort:
         mean_of = dict(zip(self.members, means, strict=True))
         self.epoch += 1
         for member, mean in mean_of.items():
-            member.tries(_end_epoch, member, mean)
+            member.tries(member.end_epoch, mean)
         self._drop()
         if self.members:
             self._measure(mean_of)
@@ -277,10 +209,11 @@ class Cohort:
     def _measure(self, means: dict[Member, float]) -> None:
         """The metric that decides, for each member, and its row of the curve."""
         name = self.plan.metric.component.name
+        self._scale(self.members)
         predicted = self._predicted = self._predict(self.stack, "validation")
         for row, member in enumerate(self.members):
             measured = member.tries(
-                _score, member, "validation", predicted, row, {name: self.plan.metric}
+                member.scored, "validation", predicted, row, {name: self.plan.metric}
             )
             if measured is not None and member.add(means[member], measured[name]):
                 member.best_weights = self.stack.state(row)
@@ -310,7 +243,7 @@ class Cohort:
                 predicted = self._predict(stack, split)
             for i, member in enumerate(members):
                 if member.error is None and (split == "validation" or member.test):
-                    found = member.tries(_score, member, split, predicted, i, self.metrics)
+                    found = member.tries(member.scored, split, predicted, i, self.metrics)
                     where = member.metrics if split == "validation" else member.tested
                     where.update(found or {})
         for member in members:
@@ -318,6 +251,13 @@ class Cohort:
             if member.done or member.error is not None:
                 member.path.unlink(missing_ok=True)
         self._drop(members)
+
+    def _scale(self, members: Sequence[Member]) -> None:
+        """Give the heads the scales of the losses, which may be learned, or on a schedule."""
+        for member in members:
+            scale = cosine_scale(member.objective)
+            if scale is not None:
+                self.stack.buffers["head.scale"][self.members.index(member)] = scale
 
     def _predict(self, stack: Stack, split: str) -> dict[str, Tensor]:
         """Every row's logits on a split, ``[rows, N, ...]``, as for one network."""
@@ -381,21 +321,3 @@ class Cohort:
 def _order(member: Member) -> str:
     """Members of one signature stand side by side."""
     return repr(signature(member.objective))
-
-
-def _start_epoch(member: Member) -> None:
-    member.objective.train()
-    member.objective.start_epoch(member.epoch)
-
-
-def _end_epoch(member: Member, mean: float) -> None:
-    member.check_loss(mean)
-    member.objective.end_epoch(member.epoch)
-    member.epoch += 1
-
-
-def _score(
-    member: Member, split: str, predicted: dict[str, Tensor], row: int, metrics: dict[str, Bound]
-) -> dict[str, float]:
-    member.check_outputs(split, predicted["finite"][row])
-    return score({"logits": predicted["logits"][row], "targets": predicted["targets"]}, metrics)

@@ -49,7 +49,7 @@ class Plan:
         self.registry, self.providers = registry, providers
         self.device = pick_device(training.device)
         self.dtype = pick_precision(training.precision, self.device)
-        self.steps_per_epoch = math.ceil(len(data.train) / training.batch_size)
+        self.steps_per_epoch = data.train.steps(training.batch_size)
         self.total_steps = self.steps_per_epoch * training.epochs
         self.class_counts = torch.tensor(data.info.class_counts, device=self.device)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lossearch.components import Bound
 from lossearch.data import Data
-from lossearch.models import ModelConfig
+from lossearch.models import CosineHead, ModelConfig
 from lossearch.objective import cosine_scale
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
@@ -123,6 +123,9 @@ class Trainer(Progress):
         Raises:
             Diverged: the outputs are not finite.
         """
+        head, scale = self.network.head, cosine_scale(self.objective)
+        if isinstance(head, CosineHead) and scale is not None:
+            head.scale.fill_(scale)  # learned, or on a schedule
         predicted = predict(
             self.network,
             getattr(self.data, split),

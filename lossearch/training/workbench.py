@@ -27,9 +27,10 @@ from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.training.choice import Choice
-from lossearch.training.cohort import Cohort, Member
+from lossearch.training.cohort import Cohort
 from lossearch.training.config import TrainingConfig
 from lossearch.training.groups import stack_problem
+from lossearch.training.member import Member
 from lossearch.training.plan import CurveRow, Diverged, Plan
 from lossearch.training.trainer import Trainer
 

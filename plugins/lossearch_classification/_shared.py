@@ -49,6 +49,27 @@ def check_multiclass(name: str, logits: Tensor, targets: Tensor) -> None:
             raise FieldError(f"{name}: target {bad} is outside [0, {logits.shape[1]})")
 
 
+def check_soft(name: str, logits: Tensor, targets: Tensor) -> None:
+    """Soft targets ``[B, C]``: of the logits' shape, not negative, and of sum 1 over the classes.
+
+    Raises:
+        FieldError: they are not.
+    """
+    if logits.ndim < 2 or logits.shape[1] < 2 or targets.shape != logits.shape:
+        raise FieldError(
+            f"{name}: soft (float) targets have the shape of the logits, [B, C] with C >= 2; got "
+            f"logits {list(logits.shape)}, targets {list(targets.shape)}. Class indices are int64"
+        )
+    if readable(targets):
+        sums = targets.sum(1)
+        if (targets < 0).any() or ((sums - 1).abs() > 1e-4).any():
+            worst = sums.flatten()[(sums - 1).abs().argmax()].item()
+            raise FieldError(
+                f"{name}: soft targets are >= 0 and sum to 1 over the classes; the least is "
+                f"{targets.min().item():g}, and a sum is {worst:g}"
+            )
+
+
 def check_binary(
     name: str, logits: Tensor, targets: Tensor, *, soft: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,5 +154,5 @@ def log_rest(log_p: Tensor, targets: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), exact in float64 also past torch's threshold of 20."""
-    return -F.logsigmoid(-x)
+    """log(1 + exp(x)), exact in float64 too: past 40 it is x, which torch says from 20 on."""
+    return F.softplus(x, threshold=40.0)

@@ -21,10 +21,10 @@ from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     check_binary,
     check_multiclass,
+    check_soft,
     pick,
     reduce_labels,
 )
-from lossearch_classification.base import _check_soft
 
 TASKS = ("multiclass", "binary", "multilabel", "regression")
 AGGREGATE = Paper(
@@ -270,7 +270,7 @@ def _read(
         log_f = torch.stack((F.logsigmoid(z), F.logsigmoid(-z)), dim=-1)
         return bags, log_f, torch.where(known, t, -1.0)
     if targets.is_floating_point():
-        _check_soft(name, given, targets)
+        check_soft(name, given, targets)
     else:
         check_multiclass(name, given, targets)
     return bags, raise_precision(given).log_softmax(1), targets

@@ -8,14 +8,14 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from lossearch import Paper, Range, loss
-from lossearch.components import raise_precision, readable
-from lossearch.errors import FieldError
+from lossearch.components import raise_precision
 from lossearch_classification._shared import (
     ClassWeights,
     LabelReduction,
     along_classes,
     check_binary,
     check_multiclass,
+    check_soft,
     class_vector,
     dense_mean,
     drop,
@@ -62,7 +62,7 @@ def cross_entropy(
     """
     soft = targets.is_floating_point()
     if soft:
-        _check_soft("cross_entropy", logits, targets)
+        check_soft("cross_entropy", logits, targets)
     else:
         check_multiclass("cross_entropy", logits, targets)
     z = raise_precision(logits)
@@ -76,22 +76,6 @@ def cross_entropy(
     if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
         hard = (1 - label_smoothing) * hard + label_smoothing * log_p.mean(1)
     return dense_mean(-hard)
-
-
-def _check_soft(name: str, logits: Tensor, targets: Tensor) -> None:
-    if logits.ndim < 2 or logits.shape[1] < 2 or targets.shape != logits.shape:
-        raise FieldError(
-            f"{name}: soft (float) targets have the shape of the logits, [B, C] with C >= 2; got "
-            f"logits {list(logits.shape)}, targets {list(targets.shape)}. Class indices are int64"
-        )
-    if readable(targets):
-        sums = targets.sum(1)
-        if (targets < 0).any() or ((sums - 1).abs() > 1e-4).any():
-            worst = sums.flatten()[(sums - 1).abs().argmax()].item()
-            raise FieldError(
-                f"{name}: soft targets are >= 0 and sum to 1 over the classes; the least is "
-                f"{targets.min().item():g}, and a sum is {worst:g}"
-            )
 
 
 def _positive(value: float | list[float] | None) -> float | list[float] | None:

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-import lossearch
 from lossearch import Bound, ByTask, Choices, Component, Given, When, loss
 from lossearch.errors import ParameterError
+from lossearch_classification._members import Spec, Task, resolve
 
 _DECAY = 0.99
 
-Spec = str | dict[str, Any]
-Task = Literal["multiclass", "binary", "multilabel"]
-
-
-def _resolve(
-    members: Sequence[Spec], task: str | None, seed: int, facts: Mapping[str, int | None]
-) -> list[tuple[Component, BaseModel]]:
-    """Each member's component and its parameters, filled in as the engine would."""
-    known = {fact: value for fact, value in facts.items() if value is not None}
-    resolved = []
-    for position, spec in enumerate(members, start=1):
-        params = {"name": spec} if isinstance(spec, str) else dict(spec)
-        name = params.pop("name", None)
-        if not isinstance(name, str):
-            raise ParameterError(f"loss_ensemble: member {spec!r} has no 'name'")
-        component = lossearch.get(name)
-        if component.kind != "loss":
-            raise ParameterError(
-                f"loss_ensemble: '{name}' is a {component.kind}; its members are losses"
-            )
-        if task is not None and task not in component.tasks:
-            raise ParameterError(
-                f"loss_ensemble: '{name}' serves {', '.join(component.tasks)}, not {task}"
-            )
-        known["seed"] = seed + position  # two random members must not draw alike
-        resolved.append((component, component.complete(params, task=task, facts=known)))
-    return resolved
-
-
 def _members_of(params: Any) -> list[tuple[Component, BaseModel]]:
     facts = {"num_classes": params.num_classes, "train_size": params.train_size}
-    return _resolve(params.members, params.study_task, params.seed, facts)
+    return resolve("loss_ensemble", params.members, params.study_task, params.seed, facts)
 
 
 def _reads(params: Any) -> Iterable[str]:
@@ -126,7 +97,7 @@ class LossEnsemble(nn.Module):
                 f"{len(members)} members, and not all 0"
             )
         facts = {"num_classes": num_classes, "train_size": train_size}
-        resolved = _resolve(members, study_task, seed, facts)
+        resolved = resolve("loss_ensemble", members, study_task, seed, facts)
         self.members = nn.ModuleList([Bound(component, params) for component, params in resolved])
         self.per_sample = all(c.returns_at(p) == "per_sample" for c, p in resolved)
         self.odds = [weight / sum(odds) for weight in odds]

@@ -28,6 +28,7 @@ def symface(
     embeddings: Tensor,
     embeddings_b: Tensor,
     rho: Tensor | None = None,
+    embeddings_left: Tensor | None = None,
     *,
     threshold: Annotated[float, Field(ge=0, le=1), Range(0.0, 1.0)] = 0.7,
     normalize: bool = True,
@@ -39,9 +40,12 @@ def symface(
     should agree.
 
     Args:
-        embeddings: Of the left half, ``[B, E]``, of any length but zero where normalised.
+        embeddings: Of the left half, ``[B, E]``, of any length but zero where normalised; not
+            read where ``embeddings_left`` is there.
         embeddings_b: Of the right half, mirrored, ``[B, E]``.
         rho: How frontal each face is, 0 to 1, ``[B]``; without it all count.
+        embeddings_left: Of the left half, where ``embeddings`` are the whole image's, as the
+            provider half_images leaves them.
         threshold: From which ``rho`` on a sample counts, in [0, 1].
         normalize: Bring both embeddings to length 1.
 
@@ -55,6 +59,8 @@ def symface(
     halves' embeddings, added to the face loss where rho is high enough); the paper's norm and
     threshold could not be read.
     """
+    if embeddings_left is not None:
+        embeddings = embeddings_left
     if embeddings.ndim != 2 or embeddings.shape != embeddings_b.shape:
         raise FieldError(
             "symface reads embeddings and embeddings_b of one shape [B, E], not "

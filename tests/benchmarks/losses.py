@@ -248,7 +248,8 @@ def main() -> None:
     for component in registry.list("loss"):
         if given.names and component.name not in given.names:
             continue
-        for task in [t for t in component.tasks if t in ("multiclass", "multilabel")] or ["binary"]:
+        tasks = [t for t in component.tasks if t in ("multiclass", "multilabel")]
+        for task in tasks or ["binary"]:
             for shape in given.shapes:
                 size, _, classes = shape.partition("x")
                 try:

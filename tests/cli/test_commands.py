@@ -189,3 +189,15 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_dry_run_says_which_provider_gives_what(cli: Cli, study: Write) -> None:
+    providers = [{"name": "second_view", "noise": 0.2}, "attack", "half_images"]
+    said = cli("run", study({"providers": providers[:2]}), "--dry-run")
+    assert said.code == 0, said.err
+    assert "fields  second_view gives logits_b, embeddings_b (a second forward)" in said.out
+    assert "fields  attack gives logits_adv (`steps` forwards" in said.out
+    said = cli("run", study({"providers": providers[1:]}), "--dry-run")
+    assert "half_images cuts images" in said.error()
+    said = cli("run", study({"providers": providers}), "--dry-run")
+    assert "half_images gives 'embeddings_b', which second_view gives too" in said.error()

@@ -131,7 +131,7 @@ def test_a_class_has_it_as_its_attribute_or_refuses() -> None:
     values = [bound({**batch, "step": step})[0].item() / math.log(3) for step in range(4)]
     assert values == pytest.approx([2, 2, 10, 10])
     assert copy.deepcopy(bound)({**batch, "step": 0})[0].item() == pytest.approx(2 * math.log(3))
-    with pytest.raises(ParameterError, match="used cannot follow a schedule.*self.used"):
+    with pytest.raises(ParameterError, match=r"used cannot follow a schedule.*self\.used"):
         component.build(used=deferred)
     with pytest.raises(ParameterError, match="seed cannot follow a schedule"):
         component.build(seed={"schedule": "linear", "start": 0, "end": 1})

@@ -242,8 +242,10 @@ def test_scaled_objectives(make: Make, tmp_path: Path, terms: tuple[str, ...]) -
         each.objective["scale"] = scale
     together(make("a", **settings), jobs)
     alone(make("b", **settings), jobs)
+    # softplus, in focal, rounds by where in a vector register a number stands
+    tolerance = 1e-6 if "focal" in terms else 0.0
     for each in jobs:
-        assert_close(weights(tmp_path / "a", each), weights(tmp_path / "b", each), 0.0)
+        assert_close(weights(tmp_path / "a", each), weights(tmp_path / "b", each), tolerance)
 
 
 def test_bfloat16(make: Make) -> None:

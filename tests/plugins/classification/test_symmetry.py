@@ -72,7 +72,7 @@ def test_declaration_and_errors() -> None:
     component = component_of(symface)
     assert component.auxiliary and component.returns == "per_sample"
     assert component.fields == ("embeddings", "embeddings_b")
-    assert component.optional_fields == ("rho",)
+    assert component.optional_fields == ("rho", "embeddings_left")
     a, b = make()
     with pytest.raises(FieldError, match=r"one shape \[B, E\], not \[6, 4\] and \[6, 3\]"):
         symface(a, b[:, :3])
@@ -82,3 +82,11 @@ def test_declaration_and_errors() -> None:
     for bad in ({"threshold": 1.1}, {"threshold": -0.1}):
         with pytest.raises(ParameterError, match="threshold"):
             component.build(**bad)
+
+
+def test_the_left_half_may_have_a_field_of_its_own() -> None:
+    draw = torch.Generator().manual_seed(3)
+    whole, left, right = (torch.randn(4, 5, generator=draw) for _ in range(3))
+    found = symface(whole, right, None, left)
+    torch.testing.assert_close(found, symface(left, right))
+    assert not torch.equal(found, symface(whole, right))
