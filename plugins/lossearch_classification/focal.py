@@ -151,7 +151,7 @@ def poly_loss(
     epsilon: Annotated[float | list[float], AfterValidator(_epsilon), Range(-1.0, 6.0)] = 1.0,
     base: Annotated[Literal["cross_entropy", "focal"], Choices()] = "cross_entropy",
     gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0), When(base="focal")] = 2.0,
-    alpha: Annotated[Alpha, Range(0.05, 0.95), When(base="focal", mode="sigmoid")] = None,
+    alpha: Alpha = None,
     label_smoothing: Annotated[
         float,
         Field(ge=0, lt=1),
