@@ -20,6 +20,7 @@ from lossearch.trials.ledger import Trial
 from lossearch.trials.proposer import Proposal
 
 POINTS = (10**-0.5, 1.0, 10**0.5)  # of a proposed learning rate, where three are probed
+MANY = 64  # proposals that are looked at together
 TIMED = 100  # trials that a budget of time is taken for, until it is known
 
 
@@ -44,6 +45,7 @@ class Search:
         self.gate = Gate(setup, self.state.trials.values())
         self.proposer = setup.proposer()
         self.proposer.restore(self.state.trials.values())
+        self._ahead = MANY  # fewer where many are refused, and those after them proposed anew
         self._flying: set[int] = set()
         self._probed: dict[int, list[JobResult]] = {}
         # what was under way when the study was killed goes on first
@@ -126,9 +128,18 @@ class Search:
         wanted = max(1, most // self.points) if self._probes else most
         found: list[Trial] = []
         while len(found) < wanted and self.proposer.left > 0:
-            trial = self._enter(self.proposer.propose())
-            if trial.status == "running":
+            # looked at together as they come if all are let through; the first that is not may
+            # change those after it
+            ahead = self.proposer.ahead(min(wanted - len(found), self._ahead))
+            self.gate.look(ahead)
+            for proposal in ahead:
+                trial = self._enter(proposal)
+                if trial.status == "rejected":
+                    self._ahead = max(1, self._ahead // 2)
+                    break
                 found.append(trial)
+            else:
+                self._ahead = min(MANY, 2 * self._ahead)
         return found
 
     def _spent(self) -> Stop | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value
 
 from lossearch.components import Bound
 from lossearch.components.params import WHOLE_BATCH
-from lossearch.components.schedule import Schedule, plain
+from lossearch.grouped import Grouped
+from lossearch.grouped import signature as signature
 from lossearch.objective import Objective
 from lossearch.training.replay import Programs, Tape, agreed
 
@@ -48,21 +49,6 @@ def stack_problem(objective: Objective, provided: Set[str] = frozenset()) -> str
     return None
 
 
-def signature(objective: Objective) -> Hashable | None:
-    """What objectives of one vmapped call have in common; ``None`` where it must go alone."""
-    if objective.balancer is not None:
-        return None
-    parts: list[Hashable] = []
-    for path, bound in _bounds(objective):
-        if bound.component.stateful or not bound.component.vmappable:
-            return None
-        if not all(_is_number(bound.value(name)) for name in bound.schedules):
-            return None  # whole numbers decide on shapes
-        fixed = tuple((n, repr(v)) for n, v in bound._values.items() if not _is_number(v))
-        parts.append((path, bound.component.name, fixed))
-    return tuple(parts)
-
-
 class Slice:
     """One member's objective, on its own slice."""
 
@@ -89,65 +75,22 @@ class Group:
     ) -> None:
         self.objectives, self.owner = objectives, owner or objectives[0]
         self.size = len(objectives)
-        first = objectives[0]
-        self.template = first
-        self.reads = first.reads | first.uses
-        self.bounds = dict(_bounds(first))
-        # Numbers that all share stay plain; float64 ones round as Python's do.
-        self.numbers: dict[str, dict[str, Tensor]] = {}
-        for path, bound in self.bounds.items():
-            columns = {
-                name: [dict(_bounds(o))[path]._values[name] for o in objectives]
-                for name, value in bound._values.items()
-                if _is_number(value)
-            }
-            courses = {n for o in objectives for n in dict(_bounds(o))[path].schedules}
-            self.numbers[path] = {
-                n: _column(c, device) for n, c in columns.items() if _differ(c) or n in courses
-            }
-        terms = [[o.spec.terms[i].weight for o in objectives] for i in range(len(first.terms))]
-        weights = [[plain(w) for w in some] for some in terms]
-        self.weights: dict[int, Tensor] = {
-            i: _column(w, device)
-            for i, w in enumerate(weights)
-            if _differ(w) or any(isinstance(each, Schedule) for each in terms[i])
-        }
-        self._courses = [
-            (column, member, schedule)
-            for member, objective in enumerate(objectives)
-            for column, schedule in self._scheduled(objective)
-        ]
-        scales = [o.spec.scale for o in objectives]
-        if _differ(scales):
-            self.weights[-1] = _column(scales, device)  # of the whole
-        # what a recording depends on beside shapes; the columns are given to it
-        shared = tuple(
-            (path, n, v)
-            for path, bound in self.bounds.items()
-            for n, v in bound._values.items()
-            if _is_number(v) and n not in self.numbers[path]
-        )
-        fixed = tuple(None if i in self.weights else w[0] for i, w in enumerate(weights))
-        columns = tuple((p, *sorted(n)) for p, n in self.numbers.items())
-        whole = None if -1 in self.weights else scales[0]
-        self.key = self.size, first.spec.task, signature(first), columns, shared, fixed, whole
-        self._columns = [c for some in self.numbers.values() for c in some.values()]
-        self._columns += self.weights.values()
+        self.same = Grouped(objectives, device)
+        self.reads = objectives[0].reads | objectives[0].uses
         self.device = device
-        read = {n for b in self.bounds.values() for n in _named(b)}
+        read = {n for b in self.same.bounds.values() for n in _named(b)}
         self.replayable = not read & _NO_TENSORS
         self._programs: dict[Any, _Recorded | None] = {}
 
     def __call__(self, batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Part:
         """Their values ``[members]`` and gradients."""
-        for column, member, schedule in self._courses:
-            column[member] = schedule.value(batch["step"], batch["total_steps"])
+        self.same.move_to(batch)
         leaves = _leaves(outputs, self.reads)
         shapes = tuple((n, o.shape) for n, o in leaves.items())
         found = self._programs.get(shapes)
         if found is not None:
             return self._again(found, batch, leaves)
-        values = self._values(batch, leaves)
+        values = self.same.values(batch, leaves)
         values.sum().backward()
         part = Part(
             values.detach(), {n: g.grad for n, g in leaves.items() if g.grad is not None}
@@ -155,42 +98,6 @@ class Group:
         if self.replayable and shapes not in self._programs:
             self._programs[shapes] = self._recorded(batch, leaves, part)
         return part
-
-    def _values(self, batch: Mapping[str, Any], leaves: Gradients) -> Tensor:
-        def one(
-            numbers: dict[str, dict[str, Tensor]], weights: dict[int, Tensor], own: Gradients
-        ) -> Tensor:
-            for path, bound in self.bounds.items():
-                bound._values = {**shared[path], **numbers[path]}
-            fields = _fields(self.template, batch, own)
-            terms = [term(fields) for term in self.template.terms]
-            spec = self.template.spec
-            constant: list[float] = [plain(term.weight) for term in spec.terms]
-            weighted = [
-                _times(v, weights.get(i, w))
-                for i, (v, w) in enumerate(zip(terms, constant, strict=True))
-            ]
-            value = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
-            return _times(value, weights.get(-1, spec.scale))
-
-        shared = {path: bound._values for path, bound in self.bounds.items()}
-        courses = {path: bound.schedules for path, bound in self.bounds.items()}
-        for bound in self.bounds.values():
-            bound.schedules = {}  # they are in the numbers
-        try:
-            return vmap(one)(self.numbers, self.weights, leaves)
-        finally:
-            for path, bound in self.bounds.items():
-                bound._values, bound.schedules = shared[path], courses[path]
-
-    def _scheduled(self, objective: Objective) -> Iterator[tuple[Tensor, Schedule]]:
-        """The columns in which an objective's numbers change over training."""
-        for path, bound in _bounds(objective):
-            for name, schedule in bound.schedules.items():
-                yield self.numbers[path][name], schedule
-        for i, term in enumerate(objective.spec.terms):
-            if isinstance(term.weight, Schedule):
-                yield self.weights[i], term.weight
 
     # --- the same kernels again ------------------------------------------------------------
 
@@ -213,7 +120,7 @@ class Group:
             given = {n: other(batch[n], 0) for n in fields}
 
             def summed(own: Gradients, rest: Gradients, given: Gradients) -> tuple[Tensor, Tensor]:
-                values = self._values({**batch, **given}, {**own, **rest})
+                values = self.same.values({**batch, **given}, {**own, **rest})
                 return values.sum(), values
 
             tape = Tape()
@@ -222,12 +129,12 @@ class Group:
                     {n: own[n] for n in names}, {n: own[n] for n in fixed}, given
                 )
             outputs = [values, *(gradients[n] for n in names)]
-            inputs = [*own.values(), *given.values(), *self._columns]
+            inputs = [*own.values(), *given.values(), *self.same.columns]
             return Programs(tape, [inputs], [outputs])
 
         shapes = tuple((n, t.shape, t.dtype) for n, t in (*leaves.items(), *batch.items())
                        if isinstance(t, Tensor))  # fmt: skip
-        programs = agreed(self.owner, (*self.key, shapes, tuple(names)), record)
+        programs = agreed(self.owner, (*self.same.key, shapes, tuple(names)), record)
         if programs is None:
             return None
         return _Recorded(programs, fields, names, part.values.dtype)
@@ -239,7 +146,7 @@ class Group:
             found.programs.runs[0](
                 (),
                 [values, *gradients.values()],
-                [*leaves.values(), *(batch[n] for n in found.fields), *self._columns],
+                [*leaves.values(), *(batch[n] for n in found.fields), *self.same.columns],
             )
         return Part(values, gradients)
 
@@ -257,12 +164,6 @@ class Part:
 
     def __init__(self, values: Tensor, gradients: Gradients) -> None:
         self.values, self.gradients = values, gradients
-
-
-def _bounds(objective: Objective) -> Iterator[tuple[str, Bound]]:
-    for path, module in objective.named_modules():
-        if isinstance(module, Bound):
-            yield path, module
 
 
 def _leaves(outputs: Mapping[str, Tensor], reads: Set[str]) -> dict[str, Tensor]:
@@ -284,21 +185,3 @@ def _named(bound: Bound) -> tuple[str, ...]:
     """The fields that it may look at."""
     signature = bound.component.signature
     return (WHOLE_BATCH,) if signature.whole_batch else signature.required + signature.optional
-
-
-def _times(value: Tensor, factor: Tensor | float) -> Tensor:
-    if isinstance(factor, Tensor):
-        return factor.to(value.dtype) * value
-    return value if factor == 1 else factor * value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float)
-
-
-def _differ(values: Sequence[float]) -> bool:
-    return len(set(values)) > 1
-
-
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lossearch.grouped import Grouped, by_signature
 from lossearch.models import CosineHead
 from lossearch.objective import Objective, cosine_scale
 from lossearch.spec import ObjectiveSpec
@@ -20,6 +22,8 @@ from lossearch.training.plan import Plan
 
 # A loss whose first gradient is smaller or larger by more than this does not become a better one.
 LIMIT = 1e3
+TOGETHER = 2**22  # numbers of one output in one call
+SAME = 1e-5  # a norm in the common call against that of the objective alone
 
 
 class Scale:
@@ -50,24 +54,84 @@ class Scale:
 
     def applied(self, spec: ObjectiveSpec) -> ObjectiveSpec:
         """The objective with its factor, whatever factor it had."""
-        bare = spec.model_copy(update={"scale": 1.0})
-        return bare.model_copy(update={"scale": self.of(bare)})
+        return spec.model_copy(update={"scale": self.of(bare(spec))})
 
     def of(self, spec: ObjectiveSpec) -> float:
         """The factor of an objective; 1 where its gradient cannot be had, or the baseline's."""
-        norm = self.norm(spec)
+        return self.of_all([spec])[0]
+
+    def of_all(self, specs: Sequence[ObjectiveSpec]) -> list[float]:
+        """:meth:`of` each of several objectives."""
+        return [self._factor(norm) for norm in self.norms(specs)]
+
+    def _factor(self, norm: float) -> float:
         if not (norm > 0 and self.reference > 0 and math.isfinite(self.reference / norm)):
             return 1.0
         return float(f"{min(max(self.reference / norm, 1 / LIMIT), LIMIT):.6g}")
 
     def norm(self, spec: ObjectiveSpec) -> float:
         """The gradient's norm at the start; NaN where the objective cannot be evaluated."""
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        return self.norms([spec])[0]
+
+    def norms(self, specs: Sequence[ObjectiveSpec]) -> list[float]:
+        """:meth:`norm` of each of several objectives; those of one function in one call."""
+        found = [math.nan] * len(specs)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            built = [self._built(spec) for spec in specs]
+            for places in by_signature(built):
+                same = [o for i in places if (o := built[i]) is not None]
+                for i, norm in zip(places, self._norms(same), strict=True):
+                    found[i] = norm
+        return found
+
+    def _built(self, spec: ObjectiveSpec) -> Objective | None:
+        with torch.random.fork_rng():
             try:
-                return self._norm(self.plan.objective(spec, self.seed))
+                return self.plan.objective(spec, self.seed)
             except Exception:  # whatever a plugin raises; training will say what it was
+                return None
+
+    def _norms(self, same: list[Objective]) -> list[float]:
+        """The norms of objectives of one signature."""
+        first = self._alone(same[0])
+        if len(same) > 1 and math.isfinite(first) and cosine_scale(same[0]) is None:
+            try:
+                found = self._together(same)
+            except Exception:  # a loss that vmap cannot take
+                found = [math.nan]
+            if math.isclose(found[0], first, rel_tol=SAME):
+                return found
+        return [first, *(self._alone(objective) for objective in same[1:])]
+
+    def _alone(self, objective: Objective) -> float:
+        with torch.random.fork_rng():
+            try:
+                return self._norm(objective)
+            except Exception:
                 return math.nan
+
+    def _together(self, same: list[Objective]) -> list[float]:
+        """In one call down to the outputs, from where each goes on through the head."""
+        leaves, fields = self._outputs(None)
+        reads = same[0].reads | same[0].uses
+        reads |= {"logits"} if "predictions" in reads else set()
+        outputs = {n: fields[n] for n in ("logits", "embeddings", "weight") if n in fields}
+        outputs = {n: o.detach() for n, o in outputs.items() if n in reads}
+        most = max(1, TOGETHER // max(o.numel() for o in outputs.values()))
+        found: list[float] = []
+        for begin in range(0, len(same), most):
+            some = Grouped(same[begin : begin + most], self.batch["inputs"].device)
+            own = {
+                n: o.repeat(some.size, *([1] * o.ndim)).requires_grad_()
+                for n, o in outputs.items()
+            }
+            some.move_to(self.batch)
+            some.values(self.batch, own).sum().backward()
+            for row in range(some.size):
+                rows = {n: o.grad[row] for n, o in own.items() if o.grad is not None}
+                found.append(_through(fields, leaves, rows))
+        return found
 
     def _norm(self, objective: Objective) -> float:
         objective.train()
@@ -103,3 +167,17 @@ class Scale:
         regression = self.plan.data.info.task == "regression"
         return {"logits": logits, **({"predictions": logits} if regression else {})}
 
+
+def _through(fields: dict[str, Tensor], leaves: list[Tensor], rows: dict[str, Tensor]) -> float:
+    """The norm at the leaves of a gradient that is known at the outputs."""
+    gradients = torch.autograd.grad(
+        [fields[n] for n in rows], leaves, list(rows.values()),
+        retain_graph=True, allow_unused=True,
+    )  # fmt: skip
+    squares = [g.square().sum() for g in gradients if g is not None]
+    return math.sqrt(float(torch.stack(squares).sum()))
+
+
+def bare(spec: ObjectiveSpec) -> ObjectiveSpec:
+    """An objective without a factor."""
+    return spec.model_copy(update={"scale": 1.0})

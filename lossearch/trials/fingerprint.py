@@ -10,14 +10,14 @@ from functools import lru_cache
 import numpy as np
 
 from lossearch.components import Bound
-from lossearch.objective import Objective
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec
-from lossearch.trials.probe import Probe, State, alone
+from lossearch.trials.looks import Function, Looks
+from lossearch.trials.probe import Place, Probe, alone
 
 # Standard deviation of the logits, and whether they know of the targets: what a margin or a
 # truncation does shows only in samples that are learned.
-STATES = ((1.0, False), (2.0, True), (5.0, True))
+STATES = (Place(1.0), Place(2.0, True), Place(5.0, True))
 POINTS = (0.5, 0.999)  # of a training, beside its start
 BUCKETS = 64  # of the sketch of a gradient
 SIZE = len(STATES) * (BUCKETS + 1)
@@ -39,25 +39,53 @@ def fingerprint(spec: ObjectiveSpec, registry: Registry, probe: Probe) -> np.nda
     second look with other random numbers differs, the gradient changes in the course of training,
     or the objective cannot be evaluated. Then the objective is equal only to itself.
     """
+    return fingerprint_all(Looks([spec], registry, probe))[0]
+
+
+def fingerprint_all(looks: Looks) -> list[np.ndarray | None]:
+    """:func:`fingerprint` of each of several objectives."""
+    found: list[np.ndarray | None] = [None] * len(looks.specs)
+    one_by_one = list(looks.alone)
     with alone(1):
+        for places, function in looks.together:  # none with state, or with random numbers
+            try:
+                made = _of(function, function)
+            except Exception:
+                one_by_one += places
+                continue
+            for i, each in zip(places, made, strict=True):
+                found[i] = each
+    for i in one_by_one:
         try:
-            return _fingerprint(spec, registry, probe)
+            with alone(1):
+                found[i] = _alone(looks, i)
         except Exception:  # whatever a plugin raises; preflight says what it was
-            return None
+            continue
+    return found
 
 
-def _fingerprint(spec: ObjectiveSpec, registry: Registry, probe: Probe) -> np.ndarray | None:
-    def built(seed: int) -> Objective:
-        return Objective(spec, registry, {**probe.facts, "seed": seed})
-
-    objective = built(0)
+def _alone(looks: Looks, i: int) -> np.ndarray | None:
+    function = looks.build(i)
+    objective = function.objectives[0]
     stateful = any(isinstance(m, Bound) and m.component.stateful for m in objective.modules())
-    if stateful or probe.lacks(objective):
+    if stateful or looks.probe.lacks(objective):
         return None
-    gradients = [_gradient(probe, objective, *state) for state in STATES]
-    again = [_gradient(probe, built(1), *STATES[0])]
-    if (objective.reads | objective.uses) & {"epoch", "step"}:
-        again += [_gradient(probe, objective, *STATES[0], at) for at in POINTS]
+    return _of(function, looks.build(i, seed=1))[0]
+
+
+def _of(function: Function, other: Function) -> list[np.ndarray | None]:
+    """Those of a function's members; ``other`` is built from another seed."""
+    gradients = [function.look(place)[1].double().numpy() for place in STATES]
+    again = [] if other is function else [other.look(STATES[0])[1].double().numpy()]
+    if function.clocked:
+        again += [function.look(STATES[0], at=at)[1].double().numpy() for at in POINTS]
+    return [
+        _numbers([g[i] for g in gradients], [g[i] for g in again])
+        for i in range(len(function.objectives))
+    ]
+
+
+def _numbers(gradients: list[np.ndarray], again: list[np.ndarray]) -> np.ndarray | None:
     norms = np.array([np.linalg.norm(g) for g in gradients])
     if not np.isfinite(norms).all() or not norms[0] > 0:
         return None
@@ -66,13 +94,6 @@ def _fingerprint(spec: ObjectiveSpec, registry: Registry, probe: Probe) -> np.nd
     sketches = [_sketch(g / max(n, 1e-30)) for g, n in zip(gradients, norms, strict=True)]
     ratios = np.log(np.maximum(norms[1:], 1e-30) / norms[0])
     return np.round(np.concatenate([*sketches, ratios, [np.log(norms[0])]]), 7)
-
-
-def _gradient(
-    probe: Probe, objective: Objective, scale: float, learned: bool, at: float = 0.0
-) -> np.ndarray:
-    state = State(probe, objective, scale, learned=learned, at=at)
-    return state.gradient()[1].double().numpy()
 
 
 def _sketch(vector: np.ndarray) -> np.ndarray:

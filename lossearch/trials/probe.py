@@ -1,9 +1,8 @@
 """The probe of a study: a frozen batch on which objectives are looked at before they train.
 
-The only module of the search that touches tensors. Each row of outputs stands in the batch once
-with each of several targets (multilabel: with a set of labels and its opposite), so what a loss
-does without looking at the targets raises and lowers equally many of the true scores: following
-it improves nothing, exactly, and not only on average.
+Each row of outputs stands in the batch once with each of several targets (multilabel: with a set
+of labels and its opposite), so what a loss does without looking at the targets raises and lowers
+equally many of the true scores: following it improves nothing, exactly, and not only on average.
 """
 
 from __future__ import annotations
@@ -12,22 +11,35 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lossearch.objective import Objective, cosine_scale
+from lossearch.objective import Objective
 
 SAMPLES, WIDTH, EXTREME = 192, 16, 80.0
 MOST_TARGETS = 48  # of one row of outputs
 # Beside one of these the logits are not free, but made of free embeddings and a free weight.
-_BY_HEAD = {"embeddings", "embeddings_b", "weight", "logits_b", "inputs", "model"}
-_HALF = ("logits", "logits_b", "embeddings", "embeddings_b", "predictions")
+BY_HEAD = {"embeddings", "embeddings_b", "weight", "logits_b", "inputs", "model"}
+
+
+class Place(NamedTuple):
+    """Outputs of the probe.
+
+    Args:
+        scale: Standard deviation of the logits; ``EXTREME`` gives logits of up to +80 and -80:
+            all right, all wrong, and another class ahead.
+        learned: Whether the outputs know the targets, from not at all in the first sample to
+            fully in the last.
+    """
+
+    scale: float
+    learned: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Probe:
 
     def lacks(self, objective: Objective) -> frozenset[str]:
         """The fields that an objective reads and the probe cannot make."""
-        made = {*self.fields, *_BY_HEAD, "logits", "predictions", "epoch", "step"}
+        made = {*self.fields, *BY_HEAD, "logits", "predictions", "epoch", "step"}
         return objective.reads - made
 
     def right(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,28 +144,63 @@ class Probe:
         threshold. For a regression, :math:`e^{-|z - t|}`, and whether that is above one half.
         """
         if self.task == "multiclass":
-            share = logits.softmax(1).gather(1, self.targets[:, None])[:, 0]
-            return share, (logits.argmax(1) == self.targets).float()
+            share = self._true(logits.softmax(-1))
+            return share, (logits.argmax(-1) == self.targets).float()
         if self.task == "regression":
             share = (-(logits - self.targets).abs()).exp()
             return share, (share > 0.5).float()
+        several = self.task == "multilabel"
         sign = 2 * self.targets - 1
-        share = (sign * (logits - logits.mean(0))).sigmoid()
+        share = (sign * (logits - logits.mean(-2 if several else -1, keepdim=True))).sigmoid()
         hit = (sign * logits > 0).float()
-        return (share.mean(1), hit.mean(1)) if share.ndim > 1 else (share, hit)
+        return (share.mean(-1), hit.mean(-1)) if several else (share, hit)
 
-    def towards_truth(self, logits: Tensor, change: Tensor) -> float:
+    def towards_truth(self, logits: Tensor, change: Tensor) -> Tensor:
         """How far a change of the logits moves the true ones up against the others.
 
         In sum over the samples, as a share of all movement: from -1 to 1.
         """
         if self.task == "multiclass":
-            true = change.gather(1, self.targets[:, None])[:, 0] - change.mean(1)
+            true = self._true(change) - change.mean(-1)
         elif self.task == "regression":
             true = (self.targets - logits).sign() * change
         else:
             true = (2 * self.targets - 1) * change
-        return float(true.sum() / change.abs().sum().clamp(min=1e-30))
+        samples = tuple(range(-self.targets.ndim, 0))
+        moved = change.abs().sum((-1,) if self.squeeze else (-2, -1))
+        return true.sum(samples) / moved.clamp(min=1e-30)
+
+    def _true(self, values: Tensor) -> Tensor:
+        """Of each sample, the value of its class."""
+        index = self.targets[:, None].expand(*values.shape[:-1], 1)
+        return values.gather(-1, index)[..., 0]
+
+    def placed(self, place: Place) -> Tensor:
+        """Embeddings between knowing nothing and the truth; at the extreme, its contrary too."""
+        extreme = place.scale == EXTREME
+        if not (extreme or place.learned):
+            return self.embeddings
+        share = torch.linspace(-1.0 if extreme else 0.0, 1.0, len(self.targets))[:, None]
+        return (1 - share.abs()) * self.embeddings + share * self.truth
+
+    def logits(self, place: Place) -> Tensor:
+        """Free logits."""
+        if place.scale == EXTREME:
+            return _extreme(self)
+        scores = self.placed(place) @ self.weight.T
+        return place.scale * (scores[:, 0] if self.squeeze else scores)
+
+    def head_input(self, place: Place) -> Tensor:
+        """Free embeddings, of which the probe's weight makes logits of the place's size."""
+        embeddings = self.placed(place)
+        if place.scale == EXTREME:
+            return float(EXTREME / (embeddings @ self.weight.T).abs().max()) * embeddings
+        return place.scale * embeddings
+
+    @property
+    def squeeze(self) -> bool:
+        """Whether logits are one number a sample."""
+        return self.task in ("binary", "regression")
 
 
 def _signs(task: str, targets: Tensor, outputs: int) -> Tensor:
@@ -161,132 +208,6 @@ def _signs(task: str, targets: Tensor, outputs: int) -> Tensor:
     if task == "multiclass":
         return 2.0 * F.one_hot(targets, outputs) - 1
     return targets if task == "regression" else 2 * targets - 1
-
-
-class _Head(nn.Module):
-    """The network of the probe: its inputs are the embeddings."""
-
-    def __init__(self, weight: Tensor, cosine: float | None, squeeze: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
-        self.cosine, self.squeeze = cosine, squeeze
-
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        if self.cosine is None:
-            logits = F.linear(inputs, self.weight)
-        else:
-            logits = self.cosine * F.linear(F.normalize(inputs), F.normalize(self.weight))
-        return {"logits": logits[:, 0] if self.squeeze else logits, "embeddings": inputs}
-
-
-class State:
-    """Outputs of the probe that an objective can be evaluated at, and that can be moved.
-
-    Free are the logits; or, where the objective reads more of the network than these, the
-    embeddings and the head's weight, of which the logits are made.
-
-    Args:
-        probe: The probe.
-        objective: Built from the probe's facts; its own state goes on from state to state.
-        scale: Standard deviation of the logits; ``EXTREME`` gives logits of up to +80 and -80:
-            all right, all wrong, and another class ahead.
-        learned: Whether the outputs know the targets, from not at all in the first sample to
-            fully in the last.
-        at: How far the training is, from 0 to 1.
-        half: Evaluate as mixed precision would: outputs in bfloat16, under autocast.
-    """
-
-    def __init__(
-        self,
-        probe: Probe,
-        objective: Objective,
-        scale: float,
-        *,
-        learned: bool = False,
-        at: float = 0.0,
-        half: bool = False,
-    ) -> None:
-        self.probe, self.objective, self.half = probe, objective, half
-        total: int = probe.facts["total_steps"]
-        # a late epoch lies behind every warm-up that is counted in epochs
-        self.clock = {"epoch": round(100 * at), "step": min(round(total * at), total - 1)}
-        wants = objective.reads | objective.uses
-        squeeze = probe.task in ("binary", "regression")
-        self.head = _Head(probe.weight, cosine_scale(objective), squeeze)
-        self.logits: Tensor | None = None
-        self.leaves: list[Tensor]
-        with torch.no_grad():
-            embeddings = _placed(probe, extreme=scale == EXTREME, learned=learned)
-            logits = F.linear(embeddings, probe.weight)
-            logits = logits[:, 0] if squeeze else logits
-            factor = float(EXTREME / logits.abs().max()) if scale == EXTREME else scale
-            if wants & _BY_HEAD:
-                self.embeddings = (factor * embeddings).requires_grad_()
-                self.leaves = [self.embeddings, self.head.weight]
-            else:
-                logits = _extreme(probe) if scale == EXTREME else factor * logits
-                self.logits = logits.requires_grad_()
-                self.leaves = [self.logits]
-        self._sizes = [leaf.detach().square().mean().sqrt() for leaf in self.leaves]
-
-    def outputs(self) -> dict[str, Tensor]:
-        """The logits, and the embeddings where they are free."""
-        if self.logits is not None:
-            return {"logits": self.logits}
-        second = self.embeddings + 0.1 * self.probe.fields["features"]
-        return {
-            **self.head(self.embeddings),
-            "embeddings_b": second,
-            "logits_b": self.head(second)["logits"],
-            "weight": self.head.weight,
-            "inputs": self.embeddings,
-        }
-
-    def gradient(self) -> tuple[float, Tensor]:
-        """The objective's value, and its gradient at the free outputs in one row."""
-        for leaf in self.leaves:
-            leaf.grad = None
-        with torch.autocast("cpu", torch.bfloat16) if self.half else nullcontext():
-            made = self.outputs()
-            if self.half:
-                made = {k: v.bfloat16() if k in _HALF else v for k, v in made.items()}
-            fields = {**self.probe.fields, **self.clock, **made, "model": self.head}
-            if self.probe.task == "regression":
-                fields["predictions"] = fields["logits"]
-            if self.objective.at == "parameters":
-                value = self.objective.backward(fields, self.leaves)
-            else:
-                value = self.objective(fields)
-                if value.requires_grad:  # it is not where it depends on nothing that is free
-                    value.backward()
-        rows = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.leaves]
-        return float(value.detach()), torch.cat([row.flatten() for row in rows])
-
-    def move(self, gradient: Tensor, size: float) -> None:
-        """Step against the sign of a gradient, by ``size`` of what the outputs are large."""
-        with torch.no_grad():
-            parts = gradient.split([leaf.numel() for leaf in self.leaves])
-            for leaf, part, unit in zip(self.leaves, parts, self._sizes, strict=True):
-                leaf -= size * unit * part.view_as(leaf).sign()
-
-    def change(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, and how they move on a short step of their samples against a gradient."""
-        with torch.no_grad():
-            before = self.outputs()["logits"].clone()
-            if self.logits is not None:
-                return before, -gradient.view_as(before)
-            # the weight stays: what it gains for one sample, it may lose for the others
-            part = gradient[: self.embeddings.numel()].view_as(self.embeddings)
-            step = 1e-2 * self._sizes[0] / part.abs().max().clamp(min=1e-30)
-            return before, self.head(self.embeddings - step * part)["logits"] - before
-
-
-def _placed(probe: Probe, *, extreme: bool, learned: bool) -> Tensor:
-    """Embeddings between knowing nothing and the truth; at the extreme, its contrary too."""
-    if not (extreme or learned):
-        return probe.embeddings
-    share = torch.linspace(-1.0 if extreme else 0.0, 1.0, len(probe.targets))[:, None]
-    return (1 - share.abs()) * probe.embeddings + share * probe.truth
 
 
 def _extreme(probe: Probe) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,6 +168,27 @@ class Proposer:
         distributions = {k: written(d) for k, d in asked.distributions.items()}
         notes = {k: v for k, v in asked.system_attrs.items() if k != "fixed_params"}
         return Proposal(role, objective, values, dict(asked.params), distributions, notes)
+
+    def ahead(self, count: int) -> list[Proposal]:
+        """The next proposals, as they come if each is let through; within the budget."""
+        own = self._copied() if count > 1 else self
+        found: list[Proposal] = []
+        for _ in range(min(count, self.left)):
+            found.append(each := own.propose())
+            if own is not self:
+                number, document = len(own._trials), each.objective.document()
+                own.register(
+                    Trial(number, each.role, document, "", each.training, each.params,
+                          each.distributions, sampler=each.sampler)
+                )  # fmt: skip
+        return found
+
+    def _copied(self) -> Proposer:
+        """Another that can go on without this one's hearing of it."""
+        own = copy.copy(self)
+        own._history, own._baselines = self._history.copied(), self._baselines.copied()
+        own._trials, own._per_loss = list(self._trials), self._per_loss.copy()
+        return own
 
     @property
     def _defaults(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,14 @@ class History:
         if self.sampler == "tpe":
             distributions = {k: parsed(d) for k, d in trial.distributions.items()}
             self._arrays.add(trial.params, distributions)
+
+    def copied(self) -> History:
+        """Another that knows the same, and can be told more without this one's hearing of it."""
+        self._catch_up()  # once, and not again in each copy
+        own = copy.copy(self)
+        own._known, own._open = list(self._known), list(self._open)
+        own._arrays = self._arrays.copied()
+        return own
 
     def study(self, seed: int) -> optuna.Study:
         """A study to ask for the next trial; it knows all that the ledger knows by now."""

@@ -21,6 +21,7 @@ out that, by what was refused and accepted nearby, stand little chance.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,6 +61,12 @@ class Knowledge:
         self._params = np.full((64, 16), np.nan)
         self._level = np.full(64, UNKNOWN)
         self._values = np.full((64, len(self.maximize)), np.nan)
+
+    def copied(self) -> Knowledge:
+        own = copy.copy(self)
+        for name in ("_units", "_columns", "_shapes", "_seen_in", "_params", "_level", "_values"):
+            setattr(own, name, getattr(self, name).copy())
+        return own
 
     @property
     def scored(self) -> int:

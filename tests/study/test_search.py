@@ -145,3 +145,22 @@ def test_every_objective_begins_with_the_baselines_norm(write_study: Write) -> N
     assert scales["cross_entropy"] == 1.0 and scales["focal"] != 1.0
     off = start(read_study(write_study(fairness__gradient_norm=False)))
     assert all("scale" not in t.objective for t in off.trials)
+
+
+def test_looking_ahead_changes_no_trial(
+    write_study: Write, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proposals are looked at together as if all were let through; some are not."""
+    plain = {"name": "poly_loss", "epsilon": 0.0, "base": "cross_entropy", "label_smoothing": 0.0}
+    space = {"terms": [{"loss": {"choice": ["focal", plain, "generalized_cross_entropy"]}}]}
+    config = read_study(write_study(space=space, search__trials=40, training__lr=0.1))
+
+    def rows(folder: Path) -> list[Any]:
+        of = [r for r in ledger(folder) if r["event"] in ("proposed", "rejected")]
+        return [{k: v for k, v in r.items() if k != "time"} for r in of]
+
+    together = rows(start(config).folder)
+    monkeypatch.setattr("lossearch.study.search.MANY", 1)
+    one_by_one = rows(start(config.model_copy(update={"output": "out"})).folder)
+    assert {r["event"] for r in together} == {"proposed", "rejected"}
+    assert together == one_by_one

@@ -145,3 +145,29 @@ def test_the_factor_multiplies_value_and_gradient(registry: Registry) -> None:
         thrice = gradient(Objective(spec(*terms, scale=3.0, **keys), registry, facts))
         assert thrice[0] == pytest.approx(3 * once[0], rel=1e-6)
         assert torch.allclose(thrice[1], 3 * once[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["cross_entropy", "focal"])
+def test_together_as_alone(make_scale: Callable[..., Scale], reference: str) -> None:
+    scale = make_scale(reference)
+    pairs = ({"name": "orthogonal_projection", "gamma": g} for g in (0.5, 2.0))
+    objectives = [
+        *(spec({"name": "focal", "gamma": g}) for g in (0.0, 1.0, 3.0)),
+        *(spec("cross_entropy", {"loss": pair, "weight": 0.7}) for pair in pairs),
+        *(spec({"loss": "squentropy", "weight": w}) for w in (1.0, 50.0)),
+        *(spec({"name": "arcface", "scale": s}) for s in (8.0, 16.0)),
+        spec("turns_nan"),
+        spec("raises_later"),
+        spec("ensloss"),
+    ]
+    alone = [scale.of(each) for each in objectives]
+    assert scale.of_all(objectives) == pytest.approx(alone, rel=1e-5)
+    assert len(set(alone)) > 8
+
+
+def test_several_scores_of_a_model_that_cannot_be_split(make_scale: Callable[..., Scale]) -> None:
+    torch.manual_seed(0)
+    scale = make_scale(model=torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softplus()))
+    objectives = [spec({"name": "focal", "gamma": g}) for g in (0.0, 1.0, 3.0)]
+    alone = [scale.of(each) for each in objectives]
+    assert scale.of_all(objectives) == pytest.approx(alone, rel=1e-5) and len(set(alone)) == 3

@@ -153,3 +153,22 @@ def test_what_preflight_refuses_is_proposed_less_and_less(
     refused = [t.status == "rejected" for t in trials if t.role == "search"]
     assert sum(refused[:40]) > 12
     assert sum(refused[-40:]) < 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_ahead_are_those_that_come(make_proposer: Make, drive: Drive, sampler: str) -> None:
+    proposer, other = (make_proposer(trials=60, sampler=sampler) for _ in range(2))
+    for each in (proposer, other):
+        drive(each, mixed, 40)
+    ahead = proposer.ahead(8)
+    came = []
+    for proposal in ahead:
+        came.append(other.propose())
+        number = len(other._trials)
+        other.register(
+            Trial(number, proposal.role, proposal.objective.document(), "", proposal.training,
+                  proposal.params, proposal.distributions, sampler=proposal.sampler)
+        )  # fmt: skip
+    assert ahead == came and len(ahead) == 8
+    assert proposer.ahead(8) == ahead  # it does not know of them
+    assert len(proposer.ahead(100)) == 20  # no more than the budget has
