@@ -77,7 +77,9 @@ class Objective(nn.Module):
         bound = [m for m in self.modules() if isinstance(m, Bound)]
         fixed = {k for k in ("class_counts", "total_steps") if k in self.constants}
         given = INTERNAL | fixed
-        self._steppers = [b for b in bound if hasattr(b.module, "after_step")]
+        # those inside a composer are told by it
+        inside = {id(m) for b in bound for m in b.modules() if m is not b}
+        self._bound = [b for b in bound if id(b) not in inside]
         self.reads = frozenset().union(*(b.reads for b in bound)) - given
         if any(isinstance(t.weight, Schedule) for t in spec.terms):
             self.reads |= CLOCK - given
@@ -195,19 +197,17 @@ class Objective(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Tell every component that an epoch begins."""
-        for module in self.modules():
-            if isinstance(module, Bound):
-                module.start_epoch(epoch)
+        for bound in self._bound:
+            bound.start_epoch(epoch)
 
     def end_epoch(self, epoch: int) -> None:
         """Tell every component that an epoch has ended."""
-        for module in self.modules():
-            if isinstance(module, Bound):
-                module.end_epoch(epoch)
+        for bound in self._bound:
+            bound.end_epoch(epoch)
 
     def after_step(self) -> None:
         """Tell the components that listen that the optimizer has moved the parameters."""
-        for bound in self._steppers:
+        for bound in self._bound:
             bound.after_step()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import lossearch
 from lossearch import registry as registries
 from lossearch.documents import dump_yaml
 from lossearch.errors import FieldError, ParameterError, PluginError, SpecError, UnknownNameError
-from lossearch.objective import load_objective
+from lossearch.objective import Objective, load_objective
+from lossearch.plugins import load_plugins
 from lossearch.registry import Registry
 from tests.toys import (
     BATCH,
@@ -308,3 +310,19 @@ def test_a_file_that_holds_no_objective(tmp_path: Path) -> None:
     path.write_text("task: [")
     with pytest.raises(SpecError, match="is not YAML"):
         load_objective(path)
+
+
+def test_objectives_pickle_and_each_component_is_told_once() -> None:
+    registry = load_plugins().registry
+    members = ["ensloss", {"name": "adaface"}]
+    terms = [{"loss": {"name": "loss_ensemble", "members": members, "mode": "mean"}}, "focal"]
+    document = {"task": "multiclass", "terms": [terms[0], {"loss": terms[1], "weight": 0.5}]}
+    objective = Objective.from_spec(document, registry=registry, num_classes=3)
+    again = pickle.loads(pickle.dumps(objective))
+    assert again.spec == objective.spec and again.reads == objective.reads
+    assert again.state_dict().keys() == objective.state_dict().keys()
+    told: list[int] = []
+    inner: Any = objective.terms[0].loss.module  # type: ignore[union-attr]
+    inner.members[0].module.start_epoch = told.append
+    objective.start_epoch(3)
+    assert told == [3]

@@ -76,6 +76,9 @@ class Component:
     def __deepcopy__(self, memo: dict[int, Any]) -> Component:
         return self  # it is data about code: a copied objective shares it
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return component_of, (self.target,)
+
     @cached_property
     def signature(self) -> Signature:
         signature = read_signature(self.name, self.target)
@@ -217,6 +220,13 @@ class Bound(nn.Module):
         if self.module is not None:
             return self.module(**arguments)
         return self.component.target(**arguments, **self._values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "params": dict(self.params)}  # whose class has no module
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        params = state["component"].Params.model_construct(**state["params"])
+        super().__setstate__({**state, "params": params})
 
     def value(self, name: str, default: Any = None) -> Any:
         """A hyperparameter as it is now: where it follows a schedule, at the last batch's step."""

@@ -19,8 +19,8 @@ from lossearch.training.replay import Programs, Tape, agreed
 
 OUTPUTS = ("logits", "embeddings", "weight")
 Gradients = dict[str, Tensor]
-# What a recording could not know to be another the next time: numbers, and whole batches of them.
-_NO_TENSORS = {"epoch", "step", "total_steps", "model", WHOLE_BATCH}
+# What a recording could not know to be another the next time.
+_NO_TENSORS = {"model", WHOLE_BATCH}
 
 
 def stack_problem(objective: Objective, provided: Set[str] = frozenset()) -> str | None:
@@ -120,7 +120,9 @@ class Group:
             given = {n: other(batch[n], 0) for n in fields}
 
             def summed(own: Gradients, rest: Gradients, given: Gradients) -> tuple[Tensor, Tensor]:
-                values = self.same.values({**batch, **given}, {**own, **rest})
+                # a recording holds for every step where nothing asks which one it is
+                clock = dict.fromkeys({"epoch", "step"} & batch.keys(), _Unasked())
+                values = self.same.values({**batch, **given, **clock}, {**own, **rest})
                 return values.sum(), values
 
             tape = Tape()
@@ -149,6 +151,18 @@ class Group:
                 [*leaves.values(), *(batch[n] for n in found.fields), *self.same.columns],
             )
         return Part(values, gradients)
+
+
+class _Unasked:
+    """Stands for a number of which nothing may depend: whatever looks at it, raises."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("it is not to be asked")
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("it is not to be asked")
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
