@@ -13,6 +13,7 @@ import io
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -69,7 +70,8 @@ def _read(path: Path, per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
     elif zipfile.is_zipfile(path):
-        names = sorted(zipfile.ZipFile(path).namelist())
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(archive.namelist())
     else:
         sys.exit(f"{path} is neither a folder nor a zip file")
     by_class: dict[str, list[str]] = {}
@@ -85,11 +87,11 @@ def _read(path: Path, per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _opened(path: Path, files: list[str]) -> Iterator[Image.Image]:
-    archive = None if path.is_dir() else zipfile.ZipFile(path)
-    for file in files:
-        raw = (path / file).read_bytes() if archive is None else archive.read(file)
-        with Image.open(io.BytesIO(raw)) as image:
-            yield image.convert("RGB").resize((SIDE, SIDE))
+    with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
+        for file in files:
+            raw = (path / file).read_bytes() if archive is None else archive.read(file)
+            with Image.open(io.BytesIO(raw)) as image:
+                yield image.convert("RGB").resize((SIDE, SIDE))
 
 
 def _every_fifth(classes: np.ndarray) -> np.ndarray:
@@ -108,7 +110,7 @@ def _features(images: np.ndarray, learn: np.ndarray, atoms: int, width: int) -> 
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh((patches - mean).T.cov())
     whiten = (vectors / (values + 0.1).sqrt()) @ vectors.T
-    means = MiniBatchKMeans(atoms, batch_size=4096, n_init=1, max_iter=20, random_state=0)
+    means = MiniBatchKMeans(atoms, batch_size=4096, max_iter=20, random_state=0)
     means.fit(((patches - mean) @ whiten).numpy())
     centres = torch.from_numpy(means.cluster_centers_).float()
     codes = np.concatenate(

@@ -37,6 +37,7 @@ _PUBLIC = {
     "load_objective": "lossearch.objective",
     "Space": "lossearch.space",
     "search": "lossearch.api",
+    "compare": "lossearch.api",
 }
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "balancer",
     "build",
+    "compare",
     "dataset",
     "get",
     "hookimpl",
@@ -69,7 +71,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lossearch.api import search
+    from lossearch.api import compare, search
     from lossearch.components import (
         Bound,
         ByTask,

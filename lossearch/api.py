@@ -1,17 +1,18 @@
-"""The same from Python: ``lossearch.search``."""
+"""The same from Python: ``lossearch.search``; and ``lossearch.compare``, without a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lossearch.data import as_dataset
+from lossearch.data import Dataset, as_dataset
 from lossearch.documents import parse
 from lossearch.errors import StudyError
 from lossearch.study import StudyConfig, StudyResult, read_study, resume, start
+from lossearch.study.compare import Row, run_comparison
 from lossearch.study.config import expand
 from lossearch.study.folder import Folder
 
@@ -87,22 +88,8 @@ def search(
         "seed": seed,
         "plugins": [str(p) for p in plugins] or None,
     }
-    own = {key: settings.pop(key) for key in _OF_THE_DATA if key in settings}
-    overrides = {**settings, **{k: v for k, v in given.items() if v is not None}}
-    dataset = None
-    if isinstance(data, (StudyConfig, str, Path, dict)):
-        if task is not None:
-            own["task"] = task
-        overrides |= {f"data.{key}": value for key, value in own.items()}
-    if isinstance(data, StudyConfig):
-        config = _parse(expand(data.document(), overrides))
-    elif isinstance(data, (str, Path)):
-        config = read_study(Path(data), overrides)
-    elif isinstance(data, dict):
-        config = _parse(expand(data, overrides))
-    else:
-        dataset = as_dataset(data, targets, task, class_names=class_names, test=test)
-        config = _parse(expand({"data": {"name": "user", **own}}, overrides))
+    fixed = {"test": test, "class_names": class_names}
+    config, dataset = _study(data, targets, task, fixed, given, settings)
     module = model if isinstance(model, nn.Module) else None
     display = None
     if progress or on_event is not None:
@@ -112,6 +99,128 @@ def search(
     if resume_existing and config.output and Folder(config.output).holds_study:
         return resume(config.output, dataset=dataset, module=module, display=display)
     return start(config, dataset=dataset, module=module, display=display)
+
+
+def compare(
+    data: Any,
+    targets: Any = None,
+    *,
+    objectives: Sequence[Any] | Mapping[str, Any],
+    seeds: int = 5,
+    model: nn.Module | str | dict[str, Any] | None = None,
+    metric: str | dict[str, Any] | None = None,
+    task: str | None = None,
+    test: Any = None,
+    class_names: tuple[str, ...] = (),
+    epochs: int | None = None,
+    executor: str | dict[str, Any] | None = None,
+    seed: int | None = None,
+    plugins: tuple[str | Path, ...] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> list[Row]:
+    """Train given objectives on several seeds and measure them, without a search.
+
+    As in a study's confirmation, all have the same initial weights and order of samples at each
+    seed, train as a stack where that pays, and begin with the baseline's gradient norm.
+
+    .. code-block:: python
+
+        rows = lossearch.compare(
+            (X, y),
+            objectives={
+                "plain": "cross_entropy",
+                "focal": {"name": "focal", "gamma": 1.0},
+                "balanced": {"loss": "cross_entropy", "reweighting": "class_balanced"},
+                "found": result.verdict["winner"],  # of an earlier search
+            },
+            metric="macro_f1",
+        )
+        pandas.DataFrame(rows).groupby("objective")["validation"].mean()
+
+    Args:
+        data: As for :func:`search`.
+        targets: The same.
+        objectives: What to compare, in a list or by names of your own. Each is a loss's name, a
+            loss, a term, a whole objective, or a mapping with ``objective`` and the ``training``
+            values that are its own (a side of a verdict, the content of a ``best.yaml``).
+        seeds: How many.
+        model: As for :func:`search`.
+        metric: The metric that ``validation`` is of; accuracy by default. ``metrics`` adds others.
+        task: As for :func:`search`.
+        test: The same.
+        class_names: The same.
+        epochs: How many epochs a training takes.
+        executor: ``local`` or ``ray``, or its document.
+        seed: The seeds that are trained with follow from it; a search trains with none of them.
+        plugins: One-file plugins.
+        progress: Show a bar on stderr.
+        settings: Further sections of a study, as for :func:`search`. Where ``training.lr`` is a
+            range, which it is by default, each objective without a rate of its own is tried at
+            the range's ends and its middle on one more seed, and takes what is best on
+            validation; a number is taken as it is.
+
+    Returns:
+        A row for each objective and seed.
+
+    Raises:
+        LossearchError: with what was given, what is allowed and what to do.
+    """
+    given = {
+        "model": None if isinstance(model, nn.Module) else model,
+        "metric": metric,
+        "training.epochs": epochs,
+        "executor": executor,
+        "seed": seed,
+        "plugins": [str(p) for p in plugins] or None,
+    }
+    fixed = {"test": test, "class_names": class_names}
+    config, dataset = _study(data, targets, task, fixed, given, settings)
+    module = model if isinstance(model, nn.Module) else None
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("compare"), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bars:
+        bar = bars.add_task("compare", total=None)
+        return run_comparison(
+            config,
+            objectives,
+            seeds,
+            dataset=dataset,
+            module=module,
+            heard=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+
+
+def _study(
+    data: Any,
+    targets: Any,
+    task: str | None,
+    fixed: dict[str, Any],
+    given: dict[str, Any],
+    settings: dict[str, Any],
+) -> tuple[StudyConfig, Dataset | None]:
+    """The study's config, and the user's own data where they are none of a study's.
+
+    Args:
+        fixed: What else belongs to data at hand.
+        given: Values by dotted key; those that are ``None`` were not given.
+        settings: Sections, and keys of the data's.
+    """
+    own = {key: value for key, value in settings.items() if key in _OF_THE_DATA}
+    overrides = {key: value for key, value in settings.items() if key not in _OF_THE_DATA}
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    if isinstance(data, (StudyConfig, str, Path, dict)):
+        if task is not None:
+            own["task"] = task
+        overrides |= {f"data.{key}": value for key, value in own.items()}
+        if isinstance(data, (str, Path)):
+            return read_study(Path(data), overrides), None
+        document = data.document() if isinstance(data, StudyConfig) else data
+        return _parse(expand(document, overrides)), None
+    dataset = as_dataset(data, targets, task, **fixed)
+    return _parse(expand({"data": {"name": "user", **own}}, overrides)), dataset
 
 
 def _parse(document: dict[str, Any]) -> StudyConfig:

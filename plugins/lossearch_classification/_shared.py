@@ -34,7 +34,7 @@ def check_multiclass(name: str, logits: Tensor, targets: Tensor) -> None:
             f"{name} reads logits [B, C] with C >= 2 classes, not {list(logits.shape)}; for one "
             "logit a sample take a binary loss"
         )
-    if targets.is_floating_point() or targets.dtype == torch.bool:
+    if targets.dtype != torch.int64:
         raise FieldError(f"{name} reads targets as class indices (int64), not {targets.dtype}")
     positions = logits.shape[:1] + logits.shape[2:]
     if targets.shape != positions:
@@ -82,7 +82,8 @@ def check_binary(
         soft: Whether targets may lie anywhere in [0, 1].
 
     Returns:
-        Logits ``[B, L, ...]``, targets alike with 0 where unknown, and the bool mask of the known.
+        Logits ``[B, L, ...]``, targets alike with 0 where unknown, and the bool mask of the known,
+        which is one True expanded where all are seen to be known.
 
     Raises:
         FieldError: the shapes do not match, or a target is not allowed.
@@ -98,6 +99,9 @@ def check_binary(
             f"not {list(targets.shape)}"
         )
     if readable(t):
+        low, high = torch.aminmax(t)
+        if low >= 0 and high <= 1 and (soft or torch.equal(t * t, t)):  # the usual, in few passes
+            return z, t.to(z.dtype), _all_known(z)
         legal = (t == -1) | ((t >= 0) & (t <= 1) if soft else (t == 0) | (t == 1))
         if not legal.all():
             allowed = "in [0, 1], or -1 for unknown" if soft else "0, 1, or -1 for unknown"
@@ -106,8 +110,14 @@ def check_binary(
     return z, torch.where(known, t, 0).to(z.dtype), known
 
 
+def _all_known(z: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.bool, device=z.device).expand(z.shape)
+
+
 def reduce_labels(values: Tensor, known: Tensor, how: LabelReduction) -> Tensor:
     """Label values ``[B, L, ...]`` to ``[B]``; unknown labels count neither way."""
+    if not any(known.stride()):  # all of them, as check_binary says it
+        return dense_mean(values.mean(1) if how == "mean" else values.sum(1))
     total = torch.where(known, values, 0.0).sum(1)
     return dense_mean(total / known.sum(1).clamp(min=1) if how == "mean" else total)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
+from lossearch_classification._slices import sliced
 
 
 @loss(task="multiclass")
@@ -118,12 +120,16 @@ def binary_cross_entropy(
         ParameterError: there are not C positive weights.
     """
     z, t, known = check_binary("binary_cross_entropy", logits, targets, soft=True)
-    t = t * (1 - label_smoothing) + label_smoothing / 2
+    if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
+        t = t * (1 - label_smoothing) + label_smoothing / 2
+    if pos_weight is None:
+        values = F.binary_cross_entropy_with_logits(z, t, reduction="none")
+        return reduce_labels(values, known, label_reduction)
     positives = t * softplus(-z)
     if isinstance(pos_weight, list):
         weights = class_vector("binary_cross_entropy", "pos_weight", pos_weight, z)
         positives = along_classes(weights, z) * positives
-    elif pos_weight is not None:
+    else:
         positives = pos_weight * positives
     return reduce_labels(positives + (1 - t) * softplus(z), known, label_reduction)
 
@@ -137,6 +143,7 @@ def binary_cross_entropy(
         "arXiv:2006.07322",
     ),
 )
+@sliced("logits", "targets")
 def mse_logits(
     logits: Tensor,
     targets: Tensor,
@@ -174,6 +181,7 @@ def mse_logits(
     task="multiclass",
     paper=Paper("Cut your Losses with Squentropy", 2023, "arXiv:2302.03952"),
 )
+@sliced("logits", "targets")
 def squentropy(
     logits: Tensor,
     targets: Tensor,

@@ -29,8 +29,8 @@ from lossearch_classification._shared import (
     drop,
     pick,
     reduce_labels,
-    softplus,
 )
+from lossearch_classification._slices import sliced
 
 
 def _alpha(value: float | list[float] | None) -> float | list[float] | None:
@@ -76,20 +76,32 @@ def _others(z: Tensor, targets: Tensor) -> Tensor:
     return drop(z, targets, -math.inf).logsumexp(1)
 
 
-def _balanced(name: str, t: Tensor, alpha: float | list[float] | None) -> Tensor | float:
-    """Sigmoid weights: alpha of the positives, 1 - alpha of the negatives."""
+def _surprise(s: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p and log(1 - p) of p = sigmoid(s), by one logarithm."""
+    log_p = F.logsigmoid(s)
+    return -log_p, log_p - s
+
+
+def _focal(s: Tensor, gamma: float) -> Tensor:
+    surprise, log_miss = _surprise(s)
+    return torch.exp(gamma * log_miss) * surprise
+
+
+def _balanced(name: str, t: Tensor, alpha: float | list[float] | None, values: Tensor) -> Tensor:
+    """Sigmoid values weighted: alpha for the positives, 1 - alpha for the negatives."""
     if isinstance(alpha, list):
         raise ParameterError(
             f"{name}: alpha is one number in [0, 1] with mode 'sigmoid' (the weight of the "
             "positives); a list of class weights goes with mode 'softmax'"
         )
-    return 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
+    return values if alpha is None else (alpha * t + (1 - alpha) * (1 - t)) * values
 
 
 @loss(
     task=("multiclass", "binary", "multilabel"),
     paper=Paper("Focal Loss for Dense Object Detection", 2017, "arXiv:1708.02002"),
 )
+@sliced("logits", "targets")
 def focal(
     logits: Tensor,
     targets: Tensor,
@@ -126,13 +138,11 @@ def focal(
     """
     if mode == "sigmoid":
         z, t, known = check_binary("focal", logits, targets)
-        s = (2 * t - 1) * z
-        values = torch.exp(-gamma * softplus(s)) * softplus(-s)
-        return reduce_labels(_balanced("focal", t, alpha) * values, known, label_reduction)
+        values = _focal((2 * t - 1) * z, gamma)
+        return reduce_labels(_balanced("focal", t, alpha, values), known, label_reduction)
     check_multiclass("focal", logits, targets)
     z = raise_precision(logits)
-    s = pick(z, targets) - _others(z, targets)
-    values = torch.exp(-gamma * softplus(s)) * softplus(-s)
+    values = _focal(pick(z, targets) - _others(z, targets), gamma)
     return dense_mean(_weighted("focal", values, targets, z, alpha))
 
 
@@ -144,6 +154,7 @@ def focal(
         "arXiv:2204.12511",
     ),
 )
+@sliced("logits", "targets")
 def poly_loss(
     logits: Tensor,
     targets: Tensor,
@@ -194,11 +205,10 @@ def poly_loss(
     coefficients = epsilon if isinstance(epsilon, list) else [epsilon]
     if mode == "sigmoid":
         z, t, known = check_binary("poly_loss", logits, targets)
-        s = (2 * t - 1) * z
-        surprise, log_miss = softplus(-s), -softplus(s)
+        surprise, log_miss = _surprise((2 * t - 1) * z)
         if base == "focal":
             focus = torch.exp(gamma * log_miss)
-            values = _balanced("poly_loss", t, alpha) * focus * surprise
+            values = _balanced("poly_loss", t, alpha, focus * surprise)
             values = values + focus * _polynomial(coefficients, log_miss.exp())
         else:
             values = surprise + _polynomial(coefficients, log_miss.exp())
@@ -206,10 +216,9 @@ def poly_loss(
     check_multiclass("poly_loss", logits, targets)
     z = raise_precision(logits)
     if base == "focal":
-        s = pick(z, targets) - _others(z, targets)
-        log_miss = -softplus(s)
+        surprise, log_miss = _surprise(pick(z, targets) - _others(z, targets))
         focus = torch.exp(gamma * log_miss)
-        values = _weighted("poly_loss", focus * softplus(-s), targets, z, alpha)
+        values = _weighted("poly_loss", focus * surprise, targets, z, alpha)
         return dense_mean(values + focus * _polynomial(coefficients, log_miss.exp()))
     log_p = z.log_softmax(1)
     surprise = -pick(log_p, targets)
@@ -224,8 +233,9 @@ def poly_loss(
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """The sum of coefficient j times x ** j, j from 1, by Horner's rule."""
-    total = torch.zeros_like(x)
-    for coefficient in reversed(coefficients):
+    *lower, last = coefficients
+    total = last * x
+    for coefficient in reversed(lower):
         total = x * (total + coefficient)
     return total
 
@@ -234,6 +244,7 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     task="multiclass",
     paper=Paper("Dual Focal Loss for Calibration", 2023, "arXiv:2305.13665"),
 )
+@sliced("logits", "targets")
 def dual_focal(
     logits: Tensor,
     targets: Tensor,
@@ -267,6 +278,7 @@ def dual_focal(
         del lead
     target, runner = z.gather(1, torch.stack([targets, j], 1)).unbind(1)
     s = target - _others(z, targets)
-    log_runner = torch.where(gap == math.inf, -math.inf, runner - target - softplus(-s))
-    log_base = torch.logaddexp(-softplus(s), log_runner)
-    return dense_mean(torch.exp(gamma * log_base) * softplus(-s))
+    surprise, log_miss = _surprise(s)
+    log_runner = torch.where(gap == math.inf, -math.inf, runner - target - surprise)
+    log_base = torch.logaddexp(log_miss, log_runner)
+    return dense_mean(torch.exp(gamma * log_base) * surprise)

@@ -21,6 +21,7 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
+from lossearch_classification._slices import sliced
 
 _CAP = 80.0  # where the exponential goes on as its tangent; exp(88) is past float32
 
@@ -31,6 +32,7 @@ _CAP = 80.0  # where the exponential goes on as its tangent; exp(88) is past flo
         "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines", 2001
     ),
 )
+@sliced("logits", "targets")
 def multiclass_hinge(
     logits: Tensor,
     targets: Tensor,
@@ -76,6 +78,7 @@ def multiclass_hinge(
         "arXiv:2409.00908",
     ),
 )
+@sliced("logits", "targets")
 def binary_margin(
     logits: Tensor,
     targets: Tensor,

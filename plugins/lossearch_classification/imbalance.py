@@ -11,12 +11,14 @@ from lossearch import Paper, Range, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 from lossearch_classification._shared import along_classes, check_multiclass, dense_mean, pick
+from lossearch_classification._slices import sliced
 
 
 @loss(
     task="multiclass",
     paper=Paper("Long-tail Learning via Logit Adjustment", 2021, "arXiv:2007.07314"),
 )
+@sliced("logits", "targets")
 def logit_adjusted(
     logits: Tensor,
     targets: Tensor,

@@ -10,14 +10,14 @@ import math
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import check_multiclass, drop
+from lossearch_classification._shared import check_multiclass, drop, softplus
+from lossearch_classification._slices import sliced
 
 PAPER = Paper(
     "Label Distributionally Robust Losses for Multi-class Classification: Consistency, Robustness "
@@ -30,26 +30,29 @@ Margin = Annotated[float, Field(ge=0), Choices(0.1, 1.0, 10.0)]
 
 def _normalise(name: str, z: Tensor, softly: bool, divide: bool) -> Tensor:
     """Logits, softplus of them where ``softly``, over their mean size where ``divide``."""
-    f = F.softplus(z, threshold=40.0) if softly else z  # past 40 it is z, in float64 too
+    f = softplus(z) if softly else z
     if not divide:
         return f
-    size = f.abs().mean(1, keepdim=True)
+    size = (f if softly else f.abs()).mean(1, keepdim=True)
     if readable(size) and (size == 0).any():
         raise FieldError(
             f"{name}: a row of logits is all zero, and this normalize divides by its size; take "
             "normalize 'none', or a head that does not start at zero"
         )
-    return f / size
+    return f / torch.where(size == 0, 1.0, size)  # unread on a GPU, it must not be NaN
 
 
 def _value(f: Tensor, targets: Tensor, lam: Tensor | float, margin: float) -> Tensor:
     """lam * log of the class mean of exp((margin of c != y + f_c - f_y) / lam); lam is [B, 1]."""
-    gaps = f + (margin - f.gather(1, targets.unsqueeze(1)))
-    gaps = drop(gaps, targets, 0.0)  # c = y: 0, whatever the margin
-    return (lam * (torch.logsumexp(gaps / lam, 1, keepdim=True) - math.log(f.shape[1])))[:, 0]
+    u = f / lam
+    others = drop(u, targets, -math.inf).logsumexp(1, keepdim=True)
+    gap = others + margin / lam - u.gather(1, targets.unsqueeze(1))
+    # c = y: 0, whatever the margin
+    return (lam * (softplus(gap) - math.log(f.shape[1])))[:, 0]
 
 
 @loss(task="multiclass", paper=PAPER)
+@sliced("logits", "targets")
 def ldr_kl(
     logits: Tensor,
     targets: Tensor,

@@ -19,6 +19,7 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
+from lossearch_classification._slices import sliced
 
 PAPER = Paper("Asymmetric Loss For Multi-Label Classification", 2021, "arXiv:2009.14119")
 
@@ -28,6 +29,7 @@ PAPER = Paper("Asymmetric Loss For Multi-Label Classification", 2021, "arXiv:200
     paper=PAPER,
     skips={"gradcheck": "detach_weight, the default, holds the powers constant"},
 )
+@sliced("logits", "targets")
 def asymmetric(
     logits: Tensor,
     targets: Tensor,
@@ -75,18 +77,21 @@ def asymmetric_parts(
     """What each logit ``[B, L]`` costs as a positive and as a negative; powers may differ by L."""
     cut = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
     # a power below 1 has an infinite slope at 0
-    p_m = (z.sigmoid() - cut).clamp(min=torch.finfo(z.dtype).tiny)
-    weight_pos = (-gamma_pos * softplus(z)).exp()  # (1 - p)^gamma_pos
-    weight_neg = p_m**gamma_neg
-    if detach_weight:
-        weight_pos, weight_neg = weight_pos.detach(), weight_neg.detach()
+    held = z.detach() if detach_weight else z
+    p_m = (held.sigmoid() - cut).clamp(min=torch.finfo(z.dtype).tiny)
+    weight_pos = (-gamma_pos * softplus(held)).exp()  # (1 - p)^gamma_pos
+    weight_neg = (gamma_neg * p_m.log()).exp()
     positive = weight_pos * softplus(-z)
     # log(1 - p + clip), exact for every logit; clip = 0 gives log(1 - p)
-    negative = -weight_neg * torch.logaddexp(-softplus(z), cut.log()).clamp(max=0)
-    return positive, negative
+    if isinstance(clip, Tensor) or clip == 0:
+        log_rest = torch.logaddexp(-softplus(z), cut.log())
+    else:
+        log_rest = ((-z).sigmoid() + clip).log()  # the same for less: clip keeps it off 0
+    return positive, -weight_neg * log_rest.clamp(max=0)
 
 
 @loss(task="multiclass", paper=PAPER)
+@sliced("logits", "targets")
 def asymmetric_single_label(
     logits: Tensor,
     targets: Tensor,

@@ -59,7 +59,7 @@ def generalized_cross_entropy(
     """
     check_multiclass("generalized_cross_entropy", logits, targets)
     classes = logits.shape[1]
-    if epoch == 0 and not isinstance(k, Tensor) and k > 1 / classes:
+    if not isinstance(k, Tensor) and k > 1 / classes and epoch == 0:
         warnings.warn(
             f"generalized_cross_entropy: k = {k:g} is above 1/C = {1 / classes:.3g}, so an "
             "untrained model may get no gradient at all; begin with k = 0",

@@ -1,7 +1,7 @@
 """What each loss costs, forward and backward: against cross-entropy and against kept libraries.
 
     python tests/benchmarks/losses.py [names ...] [--shapes 1024x10 4096x1000 256x100000]
-                                      [--device cuda] [--repeats 7]
+                                      [--device cuda] [--repeats 7] [--markdown]
 
 Each loss and its rival run in turns in one process on one thread; the time is the median of the
 repeats (CPU time; on a GPU the wall clock around a synchronisation), the memory the peak of what
@@ -22,7 +22,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -107,9 +107,7 @@ def _segmentation(name: str, task: str) -> dict[str, Run]:
     if name not in kinds:
         return {}
     loss = kinds[name]()
-    return {
-        "segmentation-models": lambda b: loss(b["logits"][..., None], b["targets"][..., None])
-    }
+    return {"segmentation-models": lambda b: loss(b["logits"][..., None], b["targets"][..., None])}
 
 
 def batch(size: int, classes: int, task: str, device: str) -> dict[str, Any]:
@@ -233,18 +231,39 @@ def _marked(ratio: float, goal: float | None) -> str:
     return f"{ratio:.2f}" + (" !" if goal is not None and ratio > goal else "")
 
 
+def markdown(rows: list[list[str]], shapes: Sequence[str]) -> str:
+    """One row a loss and task: time / memory at each shape, and the time to the library's."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, shape, *costs in rows:
+        found.setdefault(name, {})[shape.replace(" ", "")] = costs
+    lines = [
+        f"| loss | {' | '.join(shapes)} | time to library |",
+        "|---" * (len(shapes) + 2) + "|",
+    ]
+    for name, by_shape in found.items():
+        cells = [by_shape.get(shape) for shape in shapes]
+        ratios = [f"{c[1]} / {c[2]}" if c and c[1] else "-" for c in cells]
+        libraries = [c[3].rpartition(" ") for c in cells if c and c[3]]
+        against = ", ".join(ratio for ratio, _, _ in libraries)
+        library = f"{libraries[0][2]}: {against}" if libraries else ""
+        lines.append(f"| {name} | {' | '.join(ratios)} | {library} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--markdown", action="store_true", help="a row a loss, for the docs")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     registry = current()
     table = Table("loss", "shape", "ms", "time to CE", "memory to CE", "time to library")
-    console = Console(width=120)
+    console = Console(width=120, stderr=given.markdown)
+    rows: list[list[str]] = []
     for component in registry.list("loss"):
         if given.names and component.name not in given.names:
             continue
@@ -260,7 +279,11 @@ def main() -> None:
                     row = [component.name, shape, str(error).split("\n")[0][:60], "", "", ""]
                 if row is not None:
                     table.add_row(*row)
+                    rows.append(row)
                     console.print(" | ".join(row), style="dim")
+    if given.markdown:
+        print(markdown(rows, given.shapes))
+        return
     console.print(table)
     console.print("! beyond the goal: time 3, memory 2 (closed form, per sample), library 1.1")
 
