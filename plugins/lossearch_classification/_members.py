@@ -32,7 +32,8 @@ def resolve(
         facts: What members may need to know, where it is known.
 
     Raises:
-        ParameterError: a member is no loss, does not serve the task, or has a bad parameter.
+        ParameterError: a member is no loss, does not serve the task, has a prediction rule of its
+            own, or has a bad parameter.
         UnknownNameError: nothing answers to its name.
     """
     known = {fact: value for fact, value in facts.items() if value is not None}
@@ -50,6 +51,11 @@ def resolve(
         if task is not None and task not in component.tasks:
             raise ParameterError(
                 f"{owner}: '{name}' serves {', '.join(component.tasks)}, not {task}"
+            )
+        if hasattr(component.target, "predictions"):
+            raise ParameterError(
+                f"{owner}: '{name}' has a prediction rule of its own, which would be lost here; "
+                "take it alone, or another member"
             )
         known["seed"] = seed + position  # two random members must not draw alike
         resolved.append((component, component.complete(params, task=task, facts=known)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, loss
 from lossearch.components import raise_precision
-from lossearch.errors import FieldError
+from lossearch.errors import FieldError, ParameterError
 from lossearch_classification._random import on_device
 from lossearch_classification._shared import check_multiclass, pick
 from lossearch_classification.attacks import Model, Norm, evaluating, logits_of, pgd
@@ -54,8 +54,11 @@ class SmoothAdversarialCompSum(nn.Module):
         steps: Steps of the attack, at least 1.
         step_size: Length of a step; ``None``: epsilon / 4.
         clip_min: The least legal input, in the scale of ``inputs``; ``None``: no limit.
-        clip_max: The greatest legal input; ``None``: no limit.
+        clip_max: The greatest legal input, not below ``clip_min``; ``None``: no limit.
         seed: Of its own generator.
+
+    Raises:
+        ParameterError: ``clip_min`` is above ``clip_max``.
 
     Written from the catalogue's formula; the paper's text could not be read. That it bounds the
     adversarial margin loss is tested.
@@ -76,6 +79,11 @@ class SmoothAdversarialCompSum(nn.Module):
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
         super().__init__()
+        if clip_min is not None and clip_max is not None and clip_min > clip_max:
+            raise ParameterError(
+                f"smooth_adversarial_comp_sum: clip_min = {clip_min:g} is above clip_max = "
+                f"{clip_max:g}: no input would be legal"
+            )
         self.tau, self.rho, self.nu = tau, rho, nu
         self.norm: Norm = norm
         self.epsilon, self.steps, self.step_size = epsilon, steps, step_size

@@ -236,7 +236,8 @@ def _cosines(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Count, Count]:
             f"mann_whitney: embeddings {list(a.shape)} go with embeddings_b [B, E] of that "
             f"shape, not {list(b.shape)}"
         )
-    cosines = F.normalize(raise_precision(a), dim=1) @ F.normalize(raise_precision(b), dim=1).T
+    with torch.autocast(a.device.type, enabled=False):
+        cosines = F.normalize(raise_precision(a)) @ F.normalize(raise_precision(b)).T
     size = len(cosines)
     # Without its first entry, the matrix has the diagonal at the end of rows of B + 1.
     rest = cosines.flatten()[1:].reshape(max(size - 1, 0), size + 1)[:, :-1].flatten()
@@ -268,12 +269,13 @@ class _PairMean(torch.autograd.Function):
         rows = max(1, _PAIRS // max(1, len(neg)))
         value, by_neg = pos.new_zeros(()), torch.zeros_like(neg)
         by_pos: list[Tensor] = [pos[:0]]
-        for some, weight in zip(pos.split(rows), pos_weight.split(rows), strict=True):
-            gaps = neg - some.unsqueeze(1)
-            slopes = gaps.sigmoid()
-            value = value + weight @ (softplus(gaps) @ neg_weight)
-            by_pos.append(-weight * (slopes @ neg_weight))
-            by_neg = by_neg + weight @ slopes
+        with torch.autocast(pos.device.type, enabled=False):
+            for some, weight in zip(pos.split(rows), pos_weight.split(rows), strict=True):
+                gaps = neg - some.unsqueeze(1)
+                slopes = gaps.sigmoid()
+                value = value + weight @ (softplus(gaps) @ neg_weight)
+                by_pos.append(-weight * (slopes @ neg_weight))
+                by_neg = by_neg + weight @ slopes
         return value / total, torch.cat(by_pos) / total, by_neg * neg_weight / total
 
     @staticmethod

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, When, loss
+from lossearch_classification._exact import complement, log_complement, sides
 from lossearch_classification._shared import check_binary, softplus
 
 
@@ -61,25 +62,25 @@ def any_loss(
     Checked against the authors' code, doheonhan/anyloss (AnyLoss - Code.ipynb).
     """
     z, t, known = check_binary("any_loss", logits, targets)
-    amplified = L * (z.sigmoid() - 0.5)
+    amplified = L * (sides(z)[0] - 0.5)
     positive, negative = known & (t == 1), known & (t == 0)
     n_pos, n_neg = positive.to(z).sum(0), negative.to(z).sum(0)
-    tp = torch.where(positive, amplified.sigmoid(), 0).sum(0)
-    tn = torch.where(negative, (-amplified).sigmoid(), 0).sum(0)
+    # by what is missed: one minus a metric next to 1 would be nothing but rounding
+    wrong, _ = sides(torch.where(positive, -amplified, amplified))
+    fn, fp = torch.where(positive, wrong, 0).sum(0), torch.where(negative, wrong, 0).sum(0)
     if metric == "accuracy":
-        value = (tp + tn) / (n_pos + n_neg).clamp(min=1)
+        value = (fn + fp) / (n_pos + n_neg).clamp(min=1)
     elif metric == "f_beta":
-        predicted = tp + n_neg - tn
-        weighed = beta**2 * n_pos
-        value = (1 + beta**2) * tp / torch.where(n_pos > 0, weighed + predicted, 1)
+        missed, total = beta**2 * fn + fp, (1 + beta**2) * n_pos - fn + fp
+        value = torch.where(n_pos > 0, missed, 1) / torch.where(n_pos > 0, total, 1)
     elif metric == "balanced_accuracy":
-        rates = tp / n_pos.clamp(min=1) + tn / n_neg.clamp(min=1)
+        rates = fn / n_pos.clamp(min=1) + fp / n_neg.clamp(min=1)
         value = rates / _classes(n_pos, n_neg)
     else:  # by logarithms: the slope of a square root is infinite at a rate of 0
-        log_rates = _log_rate(amplified, positive) + _log_rate(-amplified, negative)
-        value = (log_rates / _classes(n_pos, n_neg)).exp()
+        log_tpr, log_tnr = _log_rate(amplified, positive, fn), _log_rate(-amplified, negative, fp)
+        value = complement((log_tpr + log_tnr) / _classes(n_pos, n_neg))
     labels = (n_pos + n_neg) > 0
-    return torch.where(labels, 1 - value, 0).sum() / labels.sum().clamp(min=1)
+    return torch.where(labels, value, 0).sum() / labels.sum().clamp(min=1)
 
 
 def _classes(n_pos: Tensor, n_neg: Tensor) -> Tensor:
@@ -87,8 +88,9 @@ def _classes(n_pos: Tensor, n_neg: Tensor) -> Tensor:
     return ((n_pos > 0).to(n_pos) + (n_neg > 0).to(n_neg)).clamp(min=1)
 
 
-def _log_rate(amplified: Tensor, members: Tensor) -> Tensor:
+def _log_rate(amplified: Tensor, members: Tensor, missed: Tensor) -> Tensor:
     """Log of the mean of sigmoid(amplified) over the members, 0 where there is none."""
-    present = members.any(0)
+    count = members.to(missed).sum(0).clamp(min=1)
     logs = torch.where(members, -softplus(-amplified), -math.inf).logsumexp(0)
-    return torch.where(present, logs - members.to(logs).sum(0).clamp(min=1).log(), 0)
+    logs = torch.where(members.any(0), logs - count.log(), 0)
+    return log_complement(missed / count, logs)

@@ -24,8 +24,8 @@ def _base_of(params: Any) -> tuple[Component, BaseModel]:
 
 
 def _reads(params: Any) -> Iterable[str]:
-    component, base = _base_of(params)
-    return {"logits", "embeddings", "model"} | component.reads(base)
+    # By Bound, which knows of the fields that the base's schedules read.
+    return {"embeddings", "model"} | Bound(*_base_of(params)).reads
 
 
 def _returns(params: Any) -> Returns:
@@ -51,7 +51,9 @@ class MultiSampleDropout(nn.Module):
     The losses are averaged, not the logits, so it is never below a convex base (cross-entropy) of
     the averaged logits. Masks are independent, kept embeddings are scaled by 1/(1 - rate). With
     ``rate = 0`` it is the base loss, with ``samples = 1`` the base behind ordinary dropout. The
-    head must have no dropout of its own. In evaluation it is the base loss, without dropout.
+    head must have no dropout of its own. In evaluation it is the base loss, without dropout. The
+    ``model`` is read for its ``head``, which each mask's embeddings pass again: the network's
+    logits are those of the undropped ones.
 
     A base that reads embeddings gets the dropped ones. One that keeps a state renews it with each
     sample.
@@ -98,8 +100,9 @@ class MultiSampleDropout(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The mean of the base's values over the masks, shaped as the base's.
 
-        ``batch`` holds ``embeddings`` ``[B, E]``, ``model`` with its ``head``, the network's
-        ``logits``, and what the base reads.
+        ``batch`` holds ``embeddings`` ``[B, E]``, ``model`` with its ``head``, and what the base
+        reads, whose ``logits`` and ``embeddings`` are replaced. Where it holds the network's
+        ``logits``, the head's are brought to their shape.
 
         Raises:
             FieldError: the model has no head to call.
@@ -114,8 +117,10 @@ class MultiSampleDropout(nn.Module):
         for _ in range(self.samples):
             drawn = torch.rand(embeddings.shape, generator=generator, device=embeddings.device)
             dropped = embeddings * (drawn >= self.rate) / (1 - self.rate)
-            # as the network shapes a single score: [B], where a head gives [B, 1]
-            logits = head(dropped).reshape(batch["logits"].shape)
+            logits = head(dropped)
+            if batch.get("logits") is not None:
+                # as the network shapes a single score: [B], where a head gives [B, 1]
+                logits = logits.reshape(batch["logits"].shape)
             values.append(self.base({**batch, "embeddings": dropped, "logits": logits}))
         return torch.stack(values).mean(0)
 

@@ -54,7 +54,8 @@ class ImpreciseLabel(nn.Module):
             it is not searched.
         candidate_term: ``log_sum`` or ``complement`` (``partial``).
         balance: Weight >= 0 of the balance term; the authors' noisy runs have 0.1.
-        noise_scale: T starts as this number, > 0, times the identity (``noisy``).
+        noise_scale: T starts as this number, > 0, times the identity (``noisy``). The authors
+            give T a group of plain SGD; here it joins the model's optimizer, without decay.
         average_decay: Of the running mean, in [0, 1) (``semi``).
         num_classes: C, the size of T and of the running mean.
 

@@ -75,8 +75,10 @@ class Mlcd(_Drawing):
         cosine: Read ``embeddings`` and ``weight`` instead of ``logits``.
         scale: What logits or cosines are multiplied by, > 0; None is 1 for logits, 64 for cosines.
         margin: Taken off a positive's logit or cosine before it is scaled, >= 0.
-        negative_rate: Share of the classes, in (0, 1], that are drawn as negatives in each
-            training step, the same for all samples; the paper takes 0.1 of a million clusters.
+        negative_rate: Share, in (0, 1], of the classes that are negative for any sample of the
+            batch, drawn in each training step for all samples together: at least one class, and
+            for a sample with none of its negatives among them one of its own besides. The paper
+            takes 0.1 of a million clusters.
         joint: Compare each negative with each positive instead.
         seed: Of its own generator.
 
@@ -116,7 +118,9 @@ class Mlcd(_Drawing):
             logits: ``[B, C]``, without ``cosine``.
             embeddings: ``[B, E]``, of any length but zero, with ``cosine``.
             weight: Class or cluster centres ``[C, E]``, with ``cosine``.
-            draws: A number for each class, ``[C]``, instead of its own: the lowest are drawn.
+            draws: A number for each class, ``[C]``, instead of its own: of the classes that are
+                negative for any sample those with the lowest are drawn, and a sample without one
+                of them takes the lowest of its negatives.
 
         Returns:
             ``[B]``; a side without labels counts 0.
@@ -126,22 +130,30 @@ class Mlcd(_Drawing):
         """
         drawn = None
         if self.training and self.negative_rate < 1 and targets.ndim == 2:
-            classes = targets.shape[1]
-            order = self.draw(draws, targets, classes).argsort()
-            drawn = torch.zeros_like(order, dtype=torch.bool)
-            drawn[order[: max(1, round(self.negative_rate * classes))]] = True
-        if self.cosine and drawn is not None and weight is not None and len(weight) == len(drawn):
-            # the other classes' cosines are not even computed
-            needed = drawn | (targets == 1).any(0)
-            targets, weight, drawn = targets[:, needed], weight[needed], drawn[needed]
+            drawn = self._drawn(targets == 0, draws)
+            if self.cosine and weight is not None and len(weight) == targets.shape[1]:
+                # the other classes' cosines are not even computed
+                needed = (drawn | (targets == 1)).any(0)
+                targets, weight, drawn = targets[:, needed], weight[needed], drawn[:, needed]
         scores = self._scores(logits, embeddings, weight)
         s, t, known = check_binary("mlcd", scores, targets)
         scale = self.scale if self.scale is not None else 64.0 if self.cosine else 1.0
         s = scale * s
-        negative = known & (t == 0) if drawn is None else known & (t == 0) & drawn
+        negative = known & (t == 0) if drawn is None else drawn
         high = s.masked_fill(~negative, -math.inf).logsumexp(1)
         low = (scale * self.margin - s).masked_fill(t == 0, -math.inf).logsumexp(1)
         return softplus(high + low) if self.joint else softplus(high) + softplus(low)
+
+    def _drawn(self, negative: Tensor, draws: Tensor | None) -> Tensor:
+        """Which of the negatives ``[B, C]`` are in the step's sums."""
+        order = self.draw(draws, negative, negative.shape[1]).argsort()
+        rank = order.argsort()
+        able = negative.any(0)
+        count = (self.negative_rate * able.sum()).round().clamp(min=1)
+        drawn = (able[order].cumsum(0) <= count)[rank]
+        # each sample's first, which is drawn already where any of its negatives is
+        first = torch.where(negative, rank, len(rank)).argmin(1, keepdim=True)
+        return (negative & drawn).scatter(1, first, True) & negative
 
     def _scores(
         self, logits: Tensor | None, embeddings: Tensor | None, weight: Tensor | None
@@ -219,7 +231,7 @@ class DecoupledSoftmax(_Drawing):
     task="multilabel",
     vmap=True,
     paper=DUAL_ENCODERS,
-    cost="32 sigmoids of every logit, to find the threshold",
+    cost="32 divisions of every logit, to find the threshold",
 )
 class SoftTopK(_Drawing):
     r"""Soft top-k: :math:`-\log\sigma(\alpha(s_i + t))`, averaged over the positives.
@@ -281,30 +293,48 @@ class SoftTopK(_Drawing):
             u = self.draw(draws, z, *z.shape).masked_fill(~positive, math.inf)
             drawn = positive & (u.argsort(1).argsort(1) < k)
             known, positive = known & (drawn | ~positive), drawn
+        beyond = known.sum(1, keepdim=True) > k
         x = z * (self.alpha / self.temperature)
-        threshold, share = self._threshold(x.detach(), known, k)
+        # a row that fits whole has no threshold: zeros in its place, which have
+        among = torch.where(beyond, x, 0.0).masked_fill(beyond & ~known, -math.inf)
+        centre, threshold, share = self._threshold(among.detach(), k)
         # the value of a constant, with the slope of the implicit function
         threshold = threshold - (share * (x - x.detach())).sum(1, keepdim=True)
-        beyond = known.sum(1, keepdim=True) > k
-        return reduce_labels(softplus(-x - threshold), positive & beyond, "mean")
+        return reduce_labels(softplus(centre - x - threshold), positive & beyond, "mean")
 
     @torch.no_grad()
-    def _threshold(self, x: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """alpha t of each row, ``[B, 1]``, and minus its slope by each alpha s, ``[B, C]``."""
-        room = 10 + math.log(x.shape[1])
-        inside = torch.where(known, x, 0.0)
-        low = -inside.amax(1, keepdim=True) - room
-        high = -inside.amin(1, keepdim=True) + room
-        x = x.masked_fill(~known, -math.inf)
+    def _threshold(self, x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A centre and alpha t + centre, ``[B, 1]``, and minus its slope by each alpha s.
+
+        The root is where what the rest adds equals what the k largest lack,
+        sum sigma(x - centre + d) = sum sigma(centre - x - d): small numbers, which do not cancel
+        as k - sum p does. The centre is midway between the two sides and d within log C of 0, and
+        both sums are scaled by e^gap, so that neither vanishes.
+        """
+        best, places = x.topk(k + 1, dim=1)
+        last, first = best[:, k - 1 : k], best[:, k:]  # of the k largest, of the rest
+        gap = (last - first) / 2
+        top = (last - best[:, :k]).exp()
+        rest = (x - first).exp().scatter(1, places[:, :k], 0.0)
+        bound = (-gap).exp()
+        top_bound, rest_bound = top * bound, rest * bound
+        high = torch.full_like(gap, math.log(x.shape[1]))
+        low = -high
         for _ in range(self.iterations):
             middle = (low + high) / 2
-            short = (x + middle).sigmoid().sum(1, keepdim=True) < k
+            w = middle.exp()
+            adds = (rest / (1 / w + rest_bound)).sum(1, keepdim=True)
+            short = adds < (top / (w + top_bound)).sum(1, keepdim=True)
             low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+
+        def slopes(w: Tensor) -> tuple[Tensor, Tensor]:
+            return rest / w / (1 / w + rest_bound) ** 2, top * w / (w + top_bound) ** 2
+
         middle = (low + high) / 2
-        p = (x + middle).sigmoid()
-        slope = (p * (1 - p)).sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-        step = (k - p.sum(1, keepdim=True)) / slope
-        middle = middle + torch.clamp(step, min=low - middle, max=high - middle)
-        # v / sum v by logarithms: where all are saturated every v rounds to 0
-        log_v = F.logsigmoid(x + middle) + F.logsigmoid(-x - middle)
-        return middle, log_v.softmax(1).nan_to_num(0.0)  # a row without a known label is 0 / 0
+        w = middle.exp()
+        excess = (rest / (1 / w + rest_bound)).sum(1) - (top / (w + top_bound)).sum(1)
+        step = excess / torch.cat(slopes(w), 1).sum(1)
+        middle = torch.clamp(middle - step.unsqueeze(1), min=low, max=high)
+        of_rest, of_top = slopes(middle.exp())
+        share = of_rest.scatter(1, places[:, :k], of_top)
+        return last - gap, middle, share / share.sum(1, keepdim=True)

@@ -192,7 +192,8 @@ def hybrid_multilabel(
 
     with :math:`w_c = \sum_k n_k / (C n_c)`, R how often two labels are positive together in the
     batch, :math:`N_{jk}/\sqrt{N_j N_k}`, d the distance of two samples' normalised embeddings, and
-    s whether they have a positive label in common. With beta = gamma = 0 and equal counts it is
+    s whether they have a positive label in common; the pairs are of the B samples with any known
+    label. A sample without one costs 0. With beta = gamma = 0 and equal counts it is
     alpha times binary_cross_entropy. The second term is over the C labels of a sample that are
     known.
 
@@ -227,7 +228,7 @@ def hybrid_multilabel(
     weights = counts.mean() / counts
     value = alpha * reduce_labels(weights * softplus(torch.where(t == 1, -z, z)), known, "mean")
     value = value + beta * _disagreement(z.sigmoid(), t, known, correlation)
-    return value + gamma * _contrast(embeddings, t, margin).to(z.dtype)
+    return value + gamma * _contrast(embeddings, t, known, margin).to(z.dtype)
 
 
 def _disagreement(
@@ -240,7 +241,8 @@ def _disagreement(
     """
     if correlation is None:
         y = t / t.sum(0).clamp(min=1).sqrt()
-        matrix = y.T @ y if t.shape[1] <= len(t) else None
+        with torch.autocast(t.device.type, enabled=False):
+            matrix = y.T @ y if t.shape[1] <= len(t) else None
     else:
         y = t
         matrix = torch.as_tensor(correlation, dtype=p.dtype, device=p.device)
@@ -252,7 +254,8 @@ def _disagreement(
         matrix = (matrix + matrix.T) / 2
 
     def times(x: Tensor) -> Tensor:
-        return (x @ y.T) @ y if matrix is None else x @ matrix
+        with torch.autocast(x.device.type, enabled=False):
+            return (x @ y.T) @ y if matrix is None else x @ matrix
 
     mask = known.to(p.dtype)
     p = mask * (p - p.detach().mean(1, keepdim=True))  # a shift changes nothing but the rounding
@@ -261,14 +264,17 @@ def _disagreement(
     return total / (count * (count - 1)).clamp(min=1)
 
 
-def _contrast(embeddings: Tensor, t: Tensor, margin: float) -> Tensor:
+def _contrast(embeddings: Tensor, t: Tensor, known: Tensor, margin: float) -> Tensor:
     """Samples that share a label drawn together, others pushed ``margin`` apart: ``[B]``."""
     e = F.normalize(raise_precision(embeddings))
     with torch.autocast(e.device.type, enabled=False):
         squared = (2 - 2 * e @ e.T).clamp(min=0)
-    itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
+        shared = t @ t.T > 0
+    labelled = known.any(1)
+    others = labelled & labelled.unsqueeze(1)
+    others = others & ~torch.eye(len(e), dtype=torch.bool, device=e.device)
     # the slope of a distance of 0 is infinite
     distance = squared.clamp(min=torch.finfo(e.dtype).eps ** 2).sqrt()
     apart = (margin - distance).clamp(min=0).square()
-    pairs = torch.where((t @ t.T) > 0, squared, apart).masked_fill(itself, 0.0)
-    return pairs.sum(1) / max(len(e) - 1, 1)
+    pairs = torch.where(others, torch.where(shared, squared, apart), 0.0)
+    return pairs.sum(1) / (labelled.sum() - 1).clamp(min=1)

@@ -6,7 +6,6 @@ Written as what is missed over what is missed or met: nothing is lost where the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
 from lossearch.components import raise_precision
+from lossearch_classification._exact import complement, log_complement, sides
 from lossearch_classification._shared import (
     check_binary,
     check_multiclass,
@@ -25,9 +25,11 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
+from lossearch_classification._slices import sliced
 
 _DICE_FOR_NLP = Paper("Dice Loss for Data-imbalanced NLP Tasks", 2020, "arXiv:1911.02855")
 Scope = Annotated[Literal["sample", "batch"], Choices()]
+Pair = tuple[Tensor, Tensor]
 Smooth = Annotated[float, Field(gt=0), Range(1e-4, 10.0, log=True)]
 
 
@@ -74,15 +76,37 @@ def self_adjusting_dice(
     binary branch. Two things there are not followed: its branch for several classes divides each
     sample's own overlap by sums over the batch, and its choice of hard examples is a miner's work.
     """
-    log_w, known = _log_probabilities("self_adjusting_dice", logits, targets)
-    if isinstance(alpha, Tensor) or alpha != 0:
-        log_w = log_w + alpha * _log_complement(log_w, logits, multiclass=known is None)
+    formula = _dice_of_samples if scope == "sample" else _dice
+    return formula(logits, targets, alpha, smooth, scope, squared)
 
-    def met(w: Tensor) -> tuple[Tensor, Tensor]:
-        return ((1 - w).square(), w.square() + 1) if squared else (1 - w, w + 1)
 
-    false = 2 * log_w if squared else log_w
-    return _ratio(log_w, false, met, targets, known, smooth, scope)
+def _dice(
+    logits: Tensor, targets: Tensor, alpha: float, smooth: float, scope: Scope, squared: bool
+) -> Tensor:
+    def met(w: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        return (rest.square(), w.square() + 1) if squared else (rest, w + 1)
+
+    adjusted = isinstance(alpha, Tensor) or alpha != 0  # then w does not come next to 1
+    if _one_class_each(logits, targets):
+        check_multiclass("self_adjusting_dice", logits, targets)
+        log_w = log_p = raise_precision(logits).log_softmax(1)
+        if adjusted:
+            log_w = log_p + alpha * _log_complement(log_p)
+        own = pick(log_w, targets) if adjusted else _log_target(log_p, targets)
+        false = 2 * log_w if squared else log_w
+        return _of_classes(false, met(own.exp(), complement(own)), targets, smooth, scope)
+    z, t, known = check_binary("self_adjusting_dice", logits, targets)
+    if adjusted:
+        log_p = -softplus(-z)
+        w = (log_p + alpha * (log_p - z)).exp()
+        rest = 1 - w
+    else:
+        w, rest = sides(z)
+    false = w.square() if squared else w
+    return _of_labels(false, met(w, rest), t, known, smooth, scope)
+
+
+_dice_of_samples = sliced("logits", "targets")(_dice)
 
 
 @loss(task=("multiclass", "binary", "multilabel"), returns=_by_scope, paper=_DICE_FOR_NLP)
@@ -121,13 +145,17 @@ def tversky_index(
 
     Written from the index's definition; the paper's text could not be read.
     """
-    log_p, known = _log_probabilities("tversky_index", logits, targets)
-
-    def met(p: Tensor) -> tuple[Tensor, Tensor]:
-        return beta * (1 - p), beta * (1 - p) + p
-
-    false = log_p + torch.as_tensor(alpha, dtype=log_p.dtype, device=log_p.device).log()
-    return _ratio(log_p, false, met, targets, known, smooth, scope)
+    if _one_class_each(logits, targets):
+        check_multiclass("tversky_index", logits, targets)
+        log_p = raise_precision(logits).log_softmax(1)
+        own = _log_target(log_p, targets)
+        missed = beta * complement(own)
+        false = log_p + torch.as_tensor(alpha, dtype=log_p.dtype, device=log_p.device).log()
+        return _of_classes(false, (missed, missed + own.exp()), targets, smooth, scope)
+    z, t, known = check_binary("tversky_index", logits, targets)
+    p, rest = sides(z)
+    missed = beta * rest
+    return _of_labels(alpha * p, (missed, missed + p), t, known, smooth, scope)
 
 
 @loss(
@@ -172,8 +200,8 @@ def sorensen_dice(
     the denominator is open.
     """
     z, t, known = check_binary("sorensen_dice", logits, targets)
-    p = z.sigmoid()
-    missed = torch.where(t == 1, 1 - p, p)
+    p, rest = sides(z)
+    missed = torch.where(t == 1, rest, p)
     if squared:
         missed, p = missed.square(), p.square()
     missed, total = torch.where(known, missed, 0), torch.where(known, p + t, 0)
@@ -185,58 +213,50 @@ def sorensen_dice(
     return missed.sum() / (total.sum() + eps)
 
 
-def _log_probabilities(
-    name: str, logits: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """log p ``[B, C, ...]``, and which labels are known: None for one class each.
-
-    Class indices (no class axis beside logits of several) mean a softmax, all else a sigmoid.
-    """
-    if logits.ndim > 1 and logits.shape[1] > 1 and targets.ndim == logits.ndim - 1:
-        check_multiclass(name, logits, targets)
-        return raise_precision(logits).log_softmax(1), None
-    z, _, known = check_binary(name, logits, targets)
-    return -softplus(-z), known
+def _one_class_each(logits: Tensor, targets: Tensor) -> bool:
+    """Class indices (no class axis beside logits of several) mean a softmax, else a sigmoid."""
+    return logits.ndim > 1 and logits.shape[1] > 1 and targets.ndim == logits.ndim - 1
 
 
-def _log_complement(log_p: Tensor, logits: Tensor, *, multiclass: bool) -> Tensor:
+def _log_complement(log_p: Tensor) -> Tensor:
     """log(1 - p), exact also where p is next to 1: that can only be the likeliest class."""
-    if not multiclass:
-        return -softplus(raise_precision(logits)).view_as(log_p)
     top = log_p.detach().argmax(1)
     others = torch.log1p(-drop(log_p.exp(), top, 0.0))
     return others.scatter(1, top.unsqueeze(1), log_rest(log_p, top).unsqueeze(1))
 
 
-def _ratio(
-    log_w: Tensor,
-    false: Tensor,
-    met: Callable[[Tensor], tuple[Tensor, Tensor]],
-    targets: Tensor,
-    known: Tensor | None,
-    smooth: float,
-    scope: str,
+def _log_target(log_p: Tensor, targets: Tensor) -> Tensor:
+    """log p_y ``[B, ...]``, exact also where p_y is next to 1: there by the other classes."""
+    return log_complement(log_rest(log_p, targets).exp(), pick(log_p, targets))
+
+
+def _of_labels(
+    false: Tensor, own: Pair, t: Tensor, known: Tensor, smooth: float, scope: str
 ) -> Tensor:
     """missed / (total + smooth): of each label, or of sums over the batch; then the mean.
 
-    A negative label misses and totals exp(``false``), so that its ratio is a sigmoid; a positive
-    one what ``met`` says of w. With one class each, that is worked out for the targets alone.
+    A negative label misses and totals ``false``, a positive one the pair ``own``.
     """
-    if known is not None:
-        positive = (targets == 1).view_as(known)
-        missed, total = met(log_w.exp())
-        u = false.exp()
-        missed, total = torch.where(positive, missed, u), torch.where(positive, total, u)
-        if scope == "sample":
-            return reduce_labels(missed / (total + smooth), known, "mean")
-        missed, total = torch.where(known, missed, 0), torch.where(known, total, 0)
-        return _mean_ratio(missed, total, known, smooth)
-    missed, total = met(pick(log_w, targets).exp())
+    missed, total = (torch.where(t == 1, x, false) for x in own)
     if scope == "sample":
-        log_smooth = torch.as_tensor(smooth, dtype=false.dtype, device=false.device).log()
-        others = drop((false - log_smooth).sigmoid(), targets, 0.0).sum(1)
-        return dense_mean((others + missed / (total + smooth)) / false.shape[1])
-    others = drop(false.exp(), targets, 0.0).movedim(1, 0).flatten(1).sum(1)
+        return reduce_labels(missed / (total + smooth), known, "mean")
+    missed, total = torch.where(known, missed, 0), torch.where(known, total, 0)
+    return _mean_ratio(missed, total, known, smooth)
+
+
+def _of_classes(
+    log_false: Tensor, own: Pair, targets: Tensor, smooth: float, scope: str
+) -> Tensor:
+    """The same of one class each: ``own`` for the targets alone, and the logarithm of false.
+
+    A negative label's ratio is then a sigmoid.
+    """
+    missed, total = own
+    if scope == "sample":
+        log_smooth = torch.as_tensor(smooth, dtype=missed.dtype, device=missed.device).log()
+        others = drop((log_false - log_smooth).sigmoid(), targets, 0.0).sum(1)
+        return dense_mean((others + missed / (total + smooth)) / log_false.shape[1])
+    others = drop(log_false.exp(), targets, 0.0).movedim(1, 0).flatten(1).sum(1)
     missed = others.index_add(0, targets.flatten(), missed.flatten())
     total = others.index_add(0, targets.flatten(), total.flatten())
     return (missed / (total + smooth)).mean()

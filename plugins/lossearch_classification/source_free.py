@@ -54,7 +54,8 @@ def source_free_entropy_prior(
         eps: Added inside the logarithms, > 0. The slope stays finite, about log eps.
 
     Returns:
-        ``[B]`` for dense logits; one number for ``[B, C]``.
+        One number for ``[B, C]``; ``[B]`` for dense logits. It is declared ``batch``: in
+        classification that is what it returns.
 
     Raises:
         FieldError: neither a prior nor class counts, a count <= 0, or a shape is not allowed.

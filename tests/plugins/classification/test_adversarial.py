@@ -220,3 +220,11 @@ def test_errors() -> None:
     for params in bad:
         with pytest.raises(ParameterError, match=next(iter(params))):
             component.build(**params)
+
+
+def test_no_input_would_be_legal() -> None:
+    component = component_of(SmoothAdversarialCompSum)
+    with pytest.raises(ParameterError, match="clip_min = 1 is above clip_max = 0"):
+        component.build(clip_min=1.0, clip_max=0.0)
+    component.build(clip_min=0.0, clip_max=0.0)
+    component.build(clip_min=1.0)

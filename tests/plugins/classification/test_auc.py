@@ -416,3 +416,24 @@ def test_a_batch_with_both_classes_is_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         AucMargin()(z, t)
+
+
+def test_autocast_does_not_round_the_pairs() -> None:
+    g = torch.Generator().manual_seed(7)
+    z, y = torch.randn(40, generator=g), (torch.rand(40, generator=g) < 0.4).float()
+    a, b = torch.randn(2, 8, 5, generator=g)
+    runs = (
+        lambda x: mann_whitney(x, y, temperature=0.05),
+        lambda x: torch.func.vmap(lambda x: mann_whitney(x, y, temperature=0.05))(x[None])[0],
+        lambda x: mann_whitney(
+            embeddings=x[:5] * a, embeddings_b=b, temperature=0.05, form="retrieval"
+        ),
+    )
+    for run in runs:
+        x = z.clone().requires_grad_()
+        plain = run(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = run(x)
+        torch.testing.assert_close(cast, plain)
+        slopes = [torch.autograd.grad(value, x)[0] for value in (cast, plain)]
+        torch.testing.assert_close(*slopes)

@@ -189,3 +189,20 @@ def test_errors() -> None:
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(any_loss).build(**bad)
     assert component_of(any_loss).returns == "batch"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("amplify", [5.0, 73.0])
+@pytest.mark.parametrize("size", [2.0, 18.0, 40.0])
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_a_metric_lacks_of_one_is_not_lost(
+    metric: Any, amplify: float, size: float, turned: bool
+) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([size, -size, size, -size], dtype=dtype, requires_grad=True)
+        t = torch.tensor([1.0, 0.0, 1.0, 0.0])
+        value = any_loss(x, 1 - t if turned else t, metric=metric, L=amplify)
+        found.append([value.item(), *torch.autograd.grad(value, x)[0].tolist()])
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-12 if turned else 1e-40)
+    assert found[0][0] > 0 and any(found[0][1:])

@@ -19,6 +19,8 @@ from lossearch.models import Network
 from lossearch_classification import binary_cross_entropy, cross_entropy
 from lossearch_classification.dropout import MultiSampleDropout
 from lossearch_classification.ensloss import EnsLoss
+from lossearch_classification.legendretron import LegendreTron
+from lossearch_classification.naive_bayes import NaiveBayesHead
 
 B, C, E = 6, 4, 5
 
@@ -33,6 +35,12 @@ def recorded(logits: Tensor, embeddings: Tensor) -> Tensor:
 def pulled(logits: Tensor, weight: Tensor) -> Tensor:
     """A batch loss of another field."""
     return logits.mean() + weight.sum()
+
+
+@lossearch.loss(task="multiclass")
+def scaled(logits: Tensor, *, by: float = 1.0) -> Tensor:
+    """The logits' sum, times a number."""
+    return by * logits.sum(1)
 
 
 @lossearch.loss(name="counting", task="multiclass")
@@ -65,8 +73,8 @@ def score(logits: Tensor) -> Tensor:
 @pytest.fixture(autouse=True)
 def own_registry() -> Iterator[None]:
     made = registry.Registry()
-    each = (cross_entropy, binary_cross_entropy, recorded, pulled, Counting, score, EnsLoss)
-    for target in (*each, MultiSampleDropout):
+    each = (cross_entropy, binary_cross_entropy, recorded, pulled, scaled, Counting, score)
+    for target in (*each, EnsLoss, LegendreTron, NaiveBayesHead, MultiSampleDropout):
         made.add(component_of(target), "test")
     registry.use(made)
     yield
@@ -260,3 +268,38 @@ def test_errors() -> None:
     assert build().eval()(batch_of(dropping, Y)).shape == (B,)
     off = network(head=nn.Sequential(nn.Dropout(0.0), nn.Linear(E, C)))
     assert build()(batch_of(off, Y)).shape == (B,)
+
+
+def test_a_scheduled_base_is_followed() -> None:
+    rising = {"name": "scaled", "by": {"schedule": "linear", "start": 1.0, "end": 3.0}}
+    bound = build(base=rising, rate=0.0)
+    clock = {"step", "total_steps"}
+    fields = {"logits", "embeddings", "model"}
+    assert component_of(MultiSampleDropout).reads(bound.params) == fields | clock
+    got = bound({**BATCH, "step": 5, "total_steps": 10})
+    torch.testing.assert_close(got, 2 * BATCH["logits"].sum(1))
+    with pytest.raises(FieldError, match="multi_sample_dropout reads 'step'"):
+        bound(BATCH)
+
+
+def test_the_networks_logits_are_read_for_a_base_that_reads_them() -> None:
+    @lossearch.loss(name="long", task="multiclass")
+    def long(embeddings: Tensor) -> Tensor:
+        """The embeddings' squared length."""
+        return embeddings.square().sum(1)
+
+    registry.current().add(component_of(long), "test")
+    bound = build(base="long", rate=0.0)
+    assert component_of(MultiSampleDropout).reads(bound.params) == {"embeddings", "model"}
+    batch = {k: v for k, v in BATCH.items() if k != "logits"}
+    torch.testing.assert_close(bound(batch), BATCH["embeddings"].square().sum(1))
+    made = bound.module
+    assert isinstance(made, MultiSampleDropout)
+    made.base = build(base="cross_entropy").module.base  # type: ignore[union-attr]
+    torch.testing.assert_close(made(batch), cross_entropy(BATCH["logits"], Y))
+
+
+@pytest.mark.parametrize("base", ["legendretron", "naive_bayes_head"])
+def test_a_base_with_a_prediction_rule_is_refused(base: str) -> None:
+    with pytest.raises(ParameterError, match=f"multi_sample_dropout: '{base}' has a prediction"):
+        build(base=base)

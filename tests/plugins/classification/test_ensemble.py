@@ -78,6 +78,20 @@ class Noisy(nn.Module):
         self.generator.set_state(state)
 
 
+@lossearch.loss(name="ruled", task="multiclass")
+class Ruled(nn.Module):
+    """A loss with a prediction rule of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.sum(1)
+
+    def predictions(self, fields: dict[str, Tensor]) -> Tensor:
+        return -fields["logits"]
+
+
 @lossearch.metric(task="multiclass")
 def score(logits: Tensor) -> Tensor:
     """Not a loss."""
@@ -87,7 +101,7 @@ def score(logits: Tensor) -> Tensor:
 @pytest.fixture(autouse=True)
 def own_registry() -> Iterator[None]:
     made = registry.Registry()
-    for target in (plain, spread, pulled, Noisy, score, LossEnsemble):
+    for target in (plain, spread, pulled, Noisy, Ruled, score, LossEnsemble):
         made.add(component_of(target), "test")
     registry.use(made)
     yield
@@ -316,3 +330,11 @@ def test_errors() -> None:
             build(*members)
     with pytest.raises(ParameterError, match="mode"):
         build("plain", "spread", mode="sum")
+
+
+def test_a_member_with_a_prediction_rule_is_refused() -> None:
+    with pytest.raises(ParameterError, match="loss_ensemble: 'ruled' has a prediction rule"):
+        build("plain", "ruled")
+    nested = {"name": "loss_ensemble", "members": ["plain", "ruled"]}
+    with pytest.raises(ParameterError, match="'ruled' has a prediction rule of its own"):
+        build(nested, "plain")

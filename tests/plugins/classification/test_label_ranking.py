@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -136,6 +137,19 @@ def test_mlcd_draws_its_negatives(cosine: bool) -> None:
     assert torch.equal(loss.get_extra_state()["generator"], state)
 
 
+def test_each_sample_keeps_a_negative_that_mlcd_draws() -> None:
+    z = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, -2.0, 0.5, 0.0, 0.0], [0.3] * 5])
+    t = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, -1.0, 0.0], [1.0] * 5])
+    # negative for any sample: classes 2, 3 and 4, of which one third is one class, here 4
+    draws = torch.tensor([0.0, 0.1, 0.9, 0.8, 0.2])
+    got = Mlcd(negative_rate=0.3)(t, z, draws=draws)
+    kept = torch.tensor([[1.0, 1.0, -1.0, 0.0, 1.0], [1.0, 1.0, 1.0, -1.0, 0.0], [1.0] * 5])
+    torch.testing.assert_close(got, Mlcd()(kept, z))
+    # over the classes no sample has as a negative the rate has no say
+    loss = Mlcd(negative_rate=0.01, seed=1)
+    assert all((loss(t, z)[:2] > Mlcd()(t.where(t == 1, -1.0), z)[:2]).all() for _ in range(20))
+
+
 def test_mlcd_errors() -> None:
     z, t = make()
     with pytest.raises(FieldError, match="reads 'logits'"):
@@ -265,6 +279,64 @@ def test_soft_top_k_threshold_is_that_of_a_root_finder(iterations: int) -> None:
         positives = z[i][t[i] == 1] / 0.5
         expected = -F.logsigmoid(1.5 * (positives + root)).mean()
         assert got[i].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def exact_top_k(
+    x: list[float], t: list[int], k: int, sharpness: float
+) -> tuple[float, list[float]]:
+    """Value and slope in 60 digits, in which k - sum p does not cancel."""
+    with localcontext() as context:
+        context.prec = 60
+        s = [Decimal(v) * Decimal(sharpness) for v in x]
+        low, high = -max(s) - 10, -min(s) + 10
+        for _ in range(220):
+            m = (low + high) / 2
+            short = sum(1 / (1 + (-v - m).exp()) for v in s) < k
+            low, high = (m, high) if short else (low, m)
+        p = [1 / (1 + (-v - low).exp()) for v in s]
+        v = [a / (1 + (b + low).exp()) for a, b in zip(p, s, strict=True)]
+        own = [i for i in range(len(x)) if t[i]]
+        value = -sum(p[i].ln() for i in own) / len(own)
+        lack = [Decimal(sharpness) * (1 - a) / len(own) for a in p]
+        onto = sum(lack[i] for i in own)
+        slope = [onto * v[j] / sum(v) - (lack[j] if t[j] else 0) for j in range(len(x))]
+        return float(value), [float(a) for a in slope]
+
+
+WIDE: list[tuple[list[float], list[int], int, float, float]] = [
+    ([30, 12, -12, -13], [0, 0, 1, 0], 2, 2.0, 1.0),
+    ([0.9, 0.8, 0.75, -0.1, -0.15], [1, 1, 0, 1, 0], 3, 2.0, 0.05),
+    ([0.9, 0.8, 0.75, -0.1, -0.15], [1, 1, 0, 1, 0], 3, 20.0, 1.0),
+    ([0.9, 0.8, 0.75, 0.72, -0.15], [1, 1, 0, 1, 0], 3, 20.0, 0.2),
+    ([3, 2.5, 2.5, -2, -2.5], [0, 0, 1, 1, 0], 2, 10.0, 1.0),
+    ([6, 6, 6, -6, -6, -6, -6, -6], [1, 0, 0, 1, 0, 1, 0, 0], 3, 6.0, 1.0),
+    ([6, 6, 6, -6, -6], [1, 1, 0, 1, 0], 2, 6.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("z", "t", "k", "alpha", "temperature"), WIDE)
+@pytest.mark.parametrize("iterations", [16, 32])
+def test_a_wide_gap_at_rank_k_does_not_cancel(
+    z: list[float], t: list[int], k: int, alpha: float, temperature: float, iterations: int
+) -> None:
+    x = torch.tensor([z], dtype=torch.float32, requires_grad=True)
+    loss = SoftTopK(k=k, alpha=alpha, temperature=temperature, iterations=iterations)
+    value = loss(x, torch.tensor([t]).float())
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    expected, slopes = exact_top_k(x[0].tolist(), t, k, alpha / temperature)
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert slope[0].tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-5 * max(map(abs, slopes)))
+
+
+def test_at_the_utmost_sharpness_the_threshold_is_about_midway() -> None:
+    x = torch.tensor([[80.0, 80.0, -80.0, -80.0, -80.0, -80.0]]).requires_grad_()
+    t = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
+    value = SoftTopK(k=2, alpha=20.0, temperature=0.01)(x, t)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    assert value.item() == pytest.approx((160_000 + math.log(2) / 2) / 3, rel=1e-7)
+    share = torch.tensor([[1 / 4, 1 / 4, *[1 / 8] * 4]])  # half of it on either side
+    own = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(slope, -2000 / 3 * (own - share))
 
 
 def test_soft_top_k_is_shift_invariant() -> None:

@@ -311,3 +311,31 @@ def test_hybrid_errors() -> None:
     for bad in ({"margin": 0.0}, {"beta": -0.1}, {"correlation": [[1.0, 0.0]]}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(hybrid_multilabel).build(**bad)
+
+
+@pytest.mark.parametrize("size", [B, 3])
+@pytest.mark.parametrize("given", [False, True])
+def test_autocast_does_not_round_the_hybrid(size: int, given: bool) -> None:
+    z, t, e = (x[:size] for x in make(torch.float32))
+    correlation = torch.rand(C, C, generator=torch.Generator().manual_seed(1)).tolist()
+    params: dict[str, Any] = {"beta": 2.0, "gamma": 2.0}
+    params["correlation"] = correlation if given else None
+    plain = hybrid_multilabel(z, t, COUNTS, e, **params)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = hybrid_multilabel(z, t, COUNTS, e, **params)
+    torch.testing.assert_close(cast, plain)
+
+
+def test_a_sample_without_a_known_label_is_in_no_pair_of_the_hybrid() -> None:
+    z, t, e = make()
+    t[[2, 4]] = -1
+    e.requires_grad_()
+    got = hybrid_multilabel(z, t, COUNTS, e, gamma=1.0)
+    assert got[[2, 4]].tolist() == [0.0, 0.0]
+    (slope,) = torch.autograd.grad(got.sum(), e)
+    assert not slope[[2, 4]].any() and slope[0].any()
+    rest = [0, 1, 3, 5, 6]
+    alone = hybrid_multilabel(z[rest], t[rest], COUNTS, e[rest], gamma=1.0)
+    torch.testing.assert_close(got[rest], alone)
+    nobody = hybrid_multilabel(z, torch.full_like(t, -1), COUNTS, e, gamma=1.0)
+    assert torch.equal(nobody, torch.zeros_like(nobody))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -96,9 +97,7 @@ def test_dice_without_adjustment_is_half_half_tversky(z: Tensor, t: Tensor, y: T
 
 def test_dice_without_adjustment_is_sorensen_dice_by_class(z: Tensor, t: Tensor) -> None:
     for squared in (False, True):
-        dice = self_adjusting_dice(
-            z, t, alpha=0.0, smooth=0.6, scope="batch", squared=squared
-        )
+        dice = self_adjusting_dice(z, t, alpha=0.0, smooth=0.6, scope="batch", squared=squared)
         by_class = sorensen_dice(z, t, eps=0.6, scope="class", squared=squared)
         torch.testing.assert_close(dice, by_class)
 
@@ -306,9 +305,7 @@ def test_gradcheck(
 @pytest.mark.parametrize(("loss", "params"), losses())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_extremes(
-    loss: Loss, params: dict[str, Any], dtype: torch.dtype, softmax: bool
-) -> None:
+def test_extremes(loss: Loss, params: dict[str, Any], dtype: torch.dtype, softmax: bool) -> None:
     if softmax and loss is sorensen_dice:  # it has none
         softmax, params = False, {**params, "squared": True}
     rows = [[80.0, -80.0], [-80.0, 80.0], [80.0, 80.0], [-80.0, -80.0]]
@@ -356,3 +353,38 @@ def test_errors(z: Tensor, t: Tensor, y: Tensor) -> None:
     ):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             component_of(loss).build(**bad)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        sorensen_dice,
+        partial(sorensen_dice, squared=True),
+        partial(sorensen_dice, scope="batch"),
+        tversky_index,
+        partial(tversky_index, scope="sample"),
+        partial(self_adjusting_dice, alpha=0.0),
+        partial(self_adjusting_dice, alpha=0.0, scope="batch"),
+    ],
+)
+def test_what_a_probability_lacks_of_one_is_not_lost(loss: Loss) -> None:
+    kinds = (False,) if getattr(loss, "func", loss) is sorensen_dice else (False, True)
+    for size, softmax in itertools.product((20.0, 40.0), kinds):
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            row = [size, 0.0] if softmax else [size, -size]
+            x = torch.tensor([row], dtype=dtype, requires_grad=True)
+            y = torch.tensor([0]) if softmax else torch.tensor([[1.0, 0.0]])
+            value = loss(x, y).sum()
+            found.append([value.item(), *torch.autograd.grad(value, x)[0][0].tolist()])
+        assert found[0][0] > 0 and found[0][1] < 0
+        assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-40)
+
+
+def test_a_positive_that_is_surely_missed_has_its_slope() -> None:
+    for loss in (sorensen_dice, tversky_index, partial(self_adjusting_dice, alpha=0.0)):
+        slopes = []
+        for dtype in (torch.float32, torch.float64):
+            x = torch.tensor([[-20.0, -22.0]], dtype=dtype, requires_grad=True)
+            slopes += torch.autograd.grad(loss(x, torch.ones(1, 2)).sum(), x)
+        torch.testing.assert_close(slopes[0].double(), slopes[1], rtol=1e-5, atol=0.0)
