@@ -259,7 +259,8 @@ def _hopeless(spec: ObjectiveSpec, refusal: Refusal) -> bool:
         and term.loss.params.get("alpha", 2) / term.loss.params.get("temperature", 1) > 100
         for term in spec.terms
     )
-    return truncated or saturated or (refusal.reason == "raises" and "uncertainty: the loss" in refusal.detail)
+    negative = refusal.reason == "raises" and "uncertainty: the loss" in refusal.detail
+    return truncated or saturated or negative
 
 
 @pytest.mark.parametrize("task, count", [("multiclass", 30), ("binary", 50), ("multilabel", 65)])
