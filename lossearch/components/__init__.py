@@ -11,6 +11,7 @@ from lossearch.components.decorators import (
     provider,
     reweighting,
 )
+from lossearch.components.drawing import Drawing
 from lossearch.components.fields import FIELDS, TASKS
 from lossearch.components.params import ByTask, Choices, Given, Range, When
 from lossearch.components.tensors import raise_precision, readable
@@ -22,6 +23,7 @@ __all__ = [
     "ByTask",
     "Choices",
     "Component",
+    "Drawing",
     "Given",
     "Paper",
     "Range",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
 import lossearch
-from lossearch import Component
+from lossearch import ByTask, Component, Given
 from lossearch.errors import ParameterError
 
 Spec = str | dict[str, Any]
-Task = Literal["multiclass", "binary", "multilabel"]
+StudyTask = Annotated[
+    Literal["multiclass", "binary", "multilabel"] | None,
+    ByTask(multiclass="multiclass", binary="binary", multilabel="multilabel"),
+]
+NumClasses = Annotated[int | None, Given("num_classes")]
+TrainSize = Annotated[int | None, Given("train_size")]
 
 
 def resolve(

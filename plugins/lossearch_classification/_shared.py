@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError, ParameterError
 
+T = TypeVar("T")
 LabelReduction = Literal["mean", "sum"]
 ClassWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
 
@@ -127,6 +128,43 @@ def dense_mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
+def check_counts(name: str, class_counts: Tensor, shape: torch.Size, why: str) -> None:
+    """Class counts of the given shape, ``[C]``, all > 0.
+
+    Args:
+        name: The loss, for the message.
+        class_counts: What was given.
+        shape: The logits' own, without the batch.
+        why: What is said of a class whose count is not > 0: ``has no sample``.
+
+    Raises:
+        FieldError: they are not.
+    """
+    if class_counts.shape != shape:
+        raise FieldError(
+            f"{name}: logits of {shape[0]} classes go with class_counts [{shape[0]}], not "
+            f"{list(class_counts.shape)}"
+        )
+    if readable(class_counts) and (class_counts <= 0).any():
+        raise FieldError(f"{name}: class {int((class_counts <= 0).int().argmax())} {why}")
+
+
+def given(reader: str, **fields: T | None) -> tuple[T, ...]:
+    """The fields, in their order.
+
+    Args:
+        reader: The loss, and what decides that it reads them, for the message.
+        fields: By name, what it reads.
+
+    Raises:
+        FieldError: one was not given.
+    """
+    for name, field in fields.items():
+        if field is None:
+            raise FieldError(f"{reader} reads '{name}', which it was not given")
+    return tuple(field for field in fields.values() if field is not None)
+
+
 def class_vector(
     name: str, parameter: str, values: Sequence[float] | Tensor, logits: Tensor
 ) -> Tensor:
@@ -161,6 +199,16 @@ def drop(values: Tensor, targets: Tensor, fill: float) -> Tensor:
 def log_rest(log_p: Tensor, targets: Tensor) -> Tensor:
     """log(1 - p_y), as the logsumexp of the other classes: finite, with a finite slope."""
     return drop(log_p, targets, -math.inf).logsumexp(1)
+
+
+def log_others(log_p: Tensor) -> Tensor:
+    """log(1 - p_c) of every class, ``[B, C, ...]``.
+
+    By log1p, save for the likeliest class, which may round to 1: that by the others' logsumexp.
+    """
+    top = log_p.detach().argmax(1)
+    others = torch.log1p(-drop(log_p.exp(), top, 0.0))
+    return others.scatter(1, top.unsqueeze(1), log_rest(log_p, top).unsqueeze(1))
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch import Choices, Given, Paper, Range, loss
-from lossearch.components import raise_precision
+from lossearch.components import Drawing, raise_precision
+from lossearch.components.attacks import Model, Norm, evaluating, logits_of, pgd
+from lossearch.components.drawing import on_device
 from lossearch.errors import FieldError, ParameterError
-from lossearch_classification._random import on_device
 from lossearch_classification._shared import check_multiclass, pick
-from lossearch_classification.attacks import Model, Norm, evaluating, logits_of, pgd
 from lossearch_classification.robust import comp_sum
 
 
@@ -31,7 +31,7 @@ from lossearch_classification.robust import comp_sum
         "extremes at range ends": "for tau < 1 it grows like exp((1 - tau) s) by definition",
     },
 )
-class SmoothAdversarialCompSum(nn.Module):
+class SmoothAdversarialCompSum(Drawing):
     r"""A comp-sum loss plus how far an attack moves the margins.
 
     :math:`\Phi_\tau(\sum_{c \ne y} e^{-\Delta_c / \rho}) + \nu \|\Delta' - \Delta\|_2` with the
@@ -39,7 +39,7 @@ class SmoothAdversarialCompSum(nn.Module):
     :math:`\Phi_\tau` of ``comp_sum``: ``nu = 0, rho = 1`` is comp_sum. With
     :math:`\nu \ge \sqrt{C - 1}/\rho` it bounds the adversarial rho-margin loss from above.
 
-    The attack is :func:`pgd <lossearch_classification.attacks.pgd>` on that norm from a random
+    The attack is :func:`pgd <lossearch.components.attacks.pgd>` on that norm from a random
     start, with the network in evaluation mode throughout (for the clean logits to compare with
     too, so that dropout and batch statistics are no part of the difference); then the attacked
     inputs pass the network in its own mode, with gradients. Where ``logits_adv`` are given, no
@@ -78,7 +78,7 @@ class SmoothAdversarialCompSum(nn.Module):
         clip_max: float | None = None,
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         if clip_min is not None and clip_max is not None and clip_min > clip_max:
             raise ParameterError(
                 f"smooth_adversarial_comp_sum: clip_min = {clip_min:g} is above clip_max = "
@@ -89,7 +89,6 @@ class SmoothAdversarialCompSum(nn.Module):
         self.epsilon, self.steps, self.step_size = epsilon, steps, step_size
         self.clip_min, self.clip_max = clip_min, clip_max
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(
         self,
@@ -151,14 +150,6 @@ class SmoothAdversarialCompSum(nn.Module):
                 # where nothing has moved there is no slope: a random start is needed
                 generator=on_device(draws, inputs.device),
             )
-
-    def get_extra_state(self) -> Tensor:
-        """What the state_dict holds: the generator's state."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.generator.set_state(state.cpu())
 
 
 def _moved(z: Tensor, z_adv: Tensor, targets: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from lossearch_classification._shared import (
     check_binary,
     check_multiclass,
     check_soft,
+    given,
     pick,
     reduce_labels,
 )
@@ -252,28 +253,27 @@ def _read(
     logits: Tensor | None,
 ) -> tuple[_Bags, Tensor, Tensor]:
     """The bags, each sample's f (``bce``: log f and log(1 - f); else log f), and the targets."""
-    field, given = ("predictions", predictions) if base == "squared" else ("logits", logits)
-    if given is None:
-        raise FieldError(f"{name} with base '{base}' reads '{field}', which was not given")
+    field = {"predictions": predictions} if base == "squared" else {"logits": logits}
+    (output,) = given(f"{name}(base='{base}')", **field)
     bags = _Bags(name, bag, targets)
     if base == "squared":
-        f = raise_precision(given)
+        f = raise_precision(output)
         f, t = (x.unsqueeze(1) if x.ndim == 1 else x for x in (f, targets))
         if f.shape != t.shape:
             raise FieldError(
-                f"{name}: predictions {list(given.shape)} go with targets of that shape, "
+                f"{name}: predictions {list(output.shape)} go with targets of that shape, "
                 f"not {list(targets.shape)}"
             )
         return bags, f, t.to(f.dtype)
     if base == "bce":
-        z, t, known = check_binary(name, given, targets, soft=True)
+        z, t, known = check_binary(name, output, targets, soft=True)
         log_f = torch.stack((F.logsigmoid(z), F.logsigmoid(-z)), dim=-1)
         return bags, log_f, torch.where(known, t, -1.0)
     if targets.is_floating_point():
-        check_soft(name, given, targets)
+        check_soft(name, output, targets)
     else:
-        check_multiclass(name, given, targets)
-    return bags, raise_precision(given).log_softmax(1), targets
+        check_multiclass(name, output, targets)
+    return bags, raise_precision(output).log_softmax(1), targets
 
 
 def _pooled(base: str, bags: _Bags, outputs: Tensor) -> Tensor:

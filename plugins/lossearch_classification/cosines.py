@@ -42,17 +42,35 @@ def cosines(
     Raises:
         FieldError: shapes that do not match, or a target outside [0, C).
     """
+    cos = all_cosines(name, embeddings, weight)
+    check_multiclass(name, cos, targets)
+    return cos, pick(cos, targets).clamp(-1, 1)
+
+
+def all_cosines(name: str, embeddings: Tensor, weight: Tensor) -> Tensor:
+    """Cosines ``[B, C]`` of embeddings ``[B, E]`` and class vectors ``[C, E]``, up to rounding.
+
+    Raises:
+        FieldError: shapes that do not match.
+    """
+    check_head(name, embeddings, weight)
+    e = F.normalize(raise_precision(embeddings))
+    w = F.normalize(raise_precision(weight).to(e.dtype))
+    with torch.autocast(e.device.type, enabled=False):  # scale would magnify the rounding
+        return e @ w.T
+
+
+def check_head(name: str, embeddings: Tensor, weight: Tensor) -> None:
+    """Embeddings ``[B, E]`` and a head's class vectors ``[C, E]``.
+
+    Raises:
+        FieldError: they are not.
+    """
     if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
         raise FieldError(
             f"{name} reads embeddings [B, E] and weight [C, E], not {list(embeddings.shape)} and "
             f"{list(weight.shape)}"
         )
-    e = F.normalize(raise_precision(embeddings))
-    w = F.normalize(raise_precision(weight).to(e.dtype))
-    with torch.autocast(e.device.type, enabled=False):  # scale would magnify the rounding
-        cos = e @ w.T
-    check_multiclass(name, cos, targets)
-    return cos, pick(cos, targets).clamp(-1, 1)
 
 
 def cosine_cross_entropy(

@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from lossearch import Bound, ByTask, Component, Given, Paper, Range, loss
+from lossearch.components import Drawing
 from lossearch.components.component import Returns
+from lossearch.components.drawing import on_device
 from lossearch.errors import FieldError, ModelError
-from lossearch_classification._members import Spec, Task, resolve
-from lossearch_classification._random import on_device
+from lossearch_classification._members import NumClasses, Spec, StudyTask, TrainSize, resolve
 
 _NAME = "multi_sample_dropout"
 
@@ -45,7 +46,7 @@ def _returns(params: Any) -> Returns:
     reads=_reads,
     cost="the head and the base loss once for each sample",
 )
-class MultiSampleDropout(nn.Module):
+class MultiSampleDropout(Drawing):
     r"""The mean over dropout masks of a base loss, :math:`\frac1M\sum_m \ell(h(d_m \odot e))`.
 
     The losses are averaged, not the logits, so it is never below a convex base (cross-entropy) of
@@ -82,20 +83,16 @@ class MultiSampleDropout(nn.Module):
         base: Annotated[
             Spec, ByTask(binary="binary_cross_entropy", multilabel="binary_cross_entropy")
         ] = "cross_entropy",
-        study_task: Annotated[
-            Task | None,
-            ByTask(multiclass="multiclass", binary="binary", multilabel="multilabel"),
-        ] = None,
-        num_classes: Annotated[int | None, Given("num_classes")] = None,
-        train_size: Annotated[int | None, Given("train_size")] = None,
+        study_task: StudyTask = None,
+        num_classes: NumClasses = None,
+        train_size: TrainSize = None,
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         facts = {"num_classes": num_classes, "train_size": train_size}
         self.base = Bound(*resolve(_NAME, [base], study_task, seed, facts)[0])
         self.samples = samples
         self.rate = rate
-        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The mean of the base's values over the masks, shaped as the base's.
@@ -135,14 +132,6 @@ class MultiSampleDropout(nn.Module):
     def after_step(self) -> None:
         """Tell the base."""
         self.base.after_step()
-
-    def get_extra_state(self) -> Tensor:
-        """What the state_dict holds: the generator's state."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.generator.set_state(state.cpu())
 
 
 def _head(model: Any) -> Callable[[Tensor], Tensor]:

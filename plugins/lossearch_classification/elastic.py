@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch import Given, Paper, Range, loss
+from lossearch.components import Drawing
 from lossearch.errors import FieldError
 from lossearch_classification.cosines import Scale, add_angle, cosine_cross_entropy, cosines
 
@@ -19,18 +20,17 @@ PAPER = Paper(
 Std = Annotated[float, Field(ge=0), Range(0.005, 0.1, log=True)]
 
 
-class _Elastic(nn.Module):
+class _Elastic(Drawing):
     """Draws a margin for each sample and moves its target's cosine by it, as ``moved`` says."""
 
     name: str
 
     def __init__(self, scale: float, margin: float, std: float, plus: bool, seed: int) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.scale = scale
         self.margin = margin
         self.std = std
         self.plus = plus
-        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(
         self, embeddings: Tensor, weight: Tensor, targets: Tensor, draws: Tensor | None = None
@@ -66,22 +66,13 @@ class _Elastic(nn.Module):
                 )
             margins = draws.to(target)
         elif self.training:
-            noise = torch.randn(len(target), generator=self.generator).to(target)
-            margins = self.margin + self.std * noise
+            margins = self.margin + self.std * self.normal(target, len(target))
         else:
             return torch.full_like(target, self.margin)
         if self.plus:  # the nearest to its class, of the largest cosine, gets the smallest
             order = target.argsort(descending=True, stable=True)
             margins = torch.empty_like(margins).scatter(0, order, margins.sort().values)
         return margins
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the state_dict holds beside parameters: the generator's state."""
-        return {"generator": self.generator.get_state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.generator.set_state(state["generator"].cpu())
 
 
 @loss(name="elastic_arcface", task="multiclass", paper=PAPER)

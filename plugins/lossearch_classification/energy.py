@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossearch import Paper, Range, loss
 from lossearch.components import raise_precision
+from lossearch.components.attacks import Model, evaluating, logits_of, pgd
 from lossearch.errors import FieldError
 from lossearch_classification._shared import check_multiclass, softplus
-from lossearch_classification.attacks import Model, evaluating, logits_of, pgd
 
 T = TypeVar("T")
 

@@ -10,10 +10,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from lossearch import Bound, ByTask, Choices, Component, Given, When, loss
+from lossearch.components import Drawing
 from lossearch.errors import ParameterError
-from lossearch_classification._members import Spec, Task, resolve
+from lossearch_classification._members import NumClasses, Spec, StudyTask, TrainSize, resolve
 
 _DECAY = 0.99
+
 
 def _members_of(params: Any) -> list[tuple[Component, BaseModel]]:
     facts = {"num_classes": params.num_classes, "train_size": params.train_size}
@@ -37,7 +39,7 @@ def _returns(params: Any) -> Literal["per_sample", "batch"]:
     reads=_reads,
     cost="one forward of the drawn member; of every member in mode mean and in evaluation",
 )
-class LossEnsemble(nn.Module):
+class LossEnsemble(Drawing):
     """A random member loss for each step or epoch, or the weighted mean of all.
 
     The same member serves the whole batch. In evaluation it is the weighted mean, which is what
@@ -81,15 +83,12 @@ class LossEnsemble(nn.Module):
         mode: Annotated[Literal["draw", "mean"], Choices()] = "draw",
         draw_every: Annotated[Literal["step", "epoch"], Choices(), When(mode="draw")] = "step",
         normalize: bool = False,
-        study_task: Annotated[
-            Task | None,
-            ByTask(multiclass="multiclass", binary="binary", multilabel="multilabel"),
-        ] = None,
-        num_classes: Annotated[int | None, Given("num_classes")] = None,
-        train_size: Annotated[int | None, Given("train_size")] = None,
+        study_task: StudyTask = None,
+        num_classes: NumClasses = None,
+        train_size: TrainSize = None,
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         odds = [1.0] * len(members) if weights is None else list(weights)
         if len(odds) != len(members) or not sum(odds) > 0:
             raise ParameterError(
@@ -107,7 +106,6 @@ class LossEnsemble(nn.Module):
         self.register_buffer("running", torch.zeros(len(members)))  # 0: not seen yet
         self.current = -1
         self.drawn_at = -1
-        self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The drawn member's values, ``[B]`` or one number; the weighted mean in evaluation."""
@@ -163,13 +161,13 @@ class LossEnsemble(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What the state_dict holds: the draw in force and the generator's state."""
         return {
+            **super().get_extra_state(),
             "current": self.current,
             "drawn_at": self.drawn_at,
-            "generator": self.generator.get_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
+        super().set_extra_state(state)
         self.current = state["current"]
         self.drawn_at = state["drawn_at"]
-        self.generator.set_state(state["generator"].cpu())

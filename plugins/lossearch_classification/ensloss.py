@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch import Choices, Given, Paper, Range, loss
-from lossearch.components import raise_precision
+from lossearch.components import Drawing, raise_precision
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     check_binary,
@@ -33,7 +33,7 @@ from lossearch_classification._shared import (
     ),
     skips={"gradcheck": "only its slope is defined, not its value"},
 )
-class EnsLoss(nn.Module):
+class EnsLoss(Drawing):
     r"""EnsLoss: random negative slopes, the steepest for the most wrong sample.
 
     Each batch draws one standard normal r for each margin :math:`s = (2t-1)z`. The slopes
@@ -73,7 +73,7 @@ class EnsLoss(nn.Module):
         multiclass: Annotated[Literal["one_vs_rest", "margin"], Choices()] = "one_vs_rest",
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.period = period
         self.lam_init = lam_init
         self.floor = floor
@@ -82,7 +82,6 @@ class EnsLoss(nn.Module):
         self.multiclass = multiclass
         self.drawn: float | None = None
         self.drawn_at = -1
-        self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def lam(self) -> float:
@@ -154,14 +153,10 @@ class EnsLoss(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the state_dict holds: the lambda drawn, when it was, the generator's state."""
-        return {
-            "drawn": self.drawn,
-            "drawn_at": self.drawn_at,
-            "generator": self.generator.get_state(),
-        }
+        return {**super().get_extra_state(), "drawn": self.drawn, "drawn_at": self.drawn_at}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
+        super().set_extra_state(state)
         self.drawn = state["drawn"]
         self.drawn_at = state["drawn_at"]
-        self.generator.set_state(state["generator"].cpu())

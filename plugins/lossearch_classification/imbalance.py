@@ -8,9 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Paper, Range, loss
-from lossearch.components import raise_precision, readable
-from lossearch.errors import FieldError
-from lossearch_classification._shared import along_classes, check_multiclass, dense_mean, pick
+from lossearch.components import raise_precision
+from lossearch_classification._shared import (
+    along_classes,
+    check_counts,
+    check_multiclass,
+    dense_mean,
+    pick,
+)
 from lossearch_classification._slices import sliced
 
 
@@ -49,17 +54,10 @@ def logit_adjusted(
             is 0.
     """
     check_multiclass("logit_adjusted", logits, targets)
-    if class_counts.shape != logits.shape[1:2]:
-        raise FieldError(
-            f"logit_adjusted: logits of {logits.shape[1]} classes go with class_counts "
-            f"[{logits.shape[1]}], not {list(class_counts.shape)}"
-        )
     z = raise_precision(logits)
     counts = class_counts.to(z.dtype) + smoothing
-    if readable(counts) and (counts <= 0).any():
-        raise FieldError(
-            f"logit_adjusted: class {int(counts.argmin())} has no sample; set smoothing above 0"
-        )
+    why = "has no sample; set smoothing above 0"
+    check_counts("logit_adjusted", counts, z.shape[1:2], why)
     prior = (counts / counts.sum()).log()
     log_p = (z + tau * along_classes(prior, z)).log_softmax(1)
     return dense_mean(-pick(log_p, targets))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lossearch import Choices, Given, Paper, Range, When, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
-from lossearch_classification._shared import check_multiclass, drop, log_rest, pick
+from lossearch_classification._shared import check_multiclass, log_others, pick
 
 
 @loss(
@@ -148,7 +148,7 @@ class ImpreciseLabel(nn.Module):
         teach = _cross((masked - mass.unsqueeze(1)).detach().exp(), log_r)
         if self.candidate_term == "log_sum":
             return teach - mass
-        return teach - torch.where(candidate, 0.0, _log_others(log_p)).sum(1)
+        return teach - torch.where(candidate, 0.0, log_others(log_p)).sum(1)
 
     def _noisy(self, log_p: Tensor, log_r: Tensor, targets: Tensor) -> Tensor:
         check_multiclass("imprecise_label", log_p, targets)
@@ -183,13 +183,3 @@ class ImpreciseLabel(nn.Module):
 def _cross(q: Tensor, log_r: Tensor) -> Tensor:
     """Cross-entropy of each row, ``[B]``."""
     return -(q * log_r).sum(1)
-
-
-def _log_others(log_p: Tensor) -> Tensor:
-    """log(1 - p_c) of every class, ``[B, C]``.
-
-    By log1p, save for the largest, which may round to 1: that by the others' logsumexp.
-    """
-    top = log_p.argmax(1)
-    others = torch.log1p(-drop(log_p, top, -math.inf).exp())
-    return others.scatter(1, top.unsqueeze(1), log_rest(log_p, top).unsqueeze(1))

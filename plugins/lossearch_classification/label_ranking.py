@@ -11,27 +11,21 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch import Given, Paper, Range, When, loss
-from lossearch.components import raise_precision
+from lossearch.components import Drawing
 from lossearch.errors import FieldError
-from lossearch_classification._shared import check_binary, reduce_labels, softplus
+from lossearch_classification._shared import check_binary, given, reduce_labels, softplus
+from lossearch_classification.cosines import all_cosines
 
 DUAL_ENCODERS = Paper(
     "Dual-Encoders for Extreme Multi-Label Classification", 2024, "arXiv:2310.10636"
 )
 
 
-class _Drawing(nn.Module):
-    """A loss with a random generator of its own, whose state is in the state_dict."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
+class _Drawing(Drawing):
     def draw(self, draws: Tensor | None, like: Tensor, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1): those handed in, or new ones."""
         if draws is None:
@@ -39,14 +33,6 @@ class _Drawing(nn.Module):
         if draws.shape != shape:
             raise FieldError(f"draws here are of shape {list(shape)}, not {list(draws.shape)}")
         return draws
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the state_dict holds: the generator's state."""
-        return {"generator": self.generator.get_state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.generator.set_state(state["generator"].cpu())
 
 
 def _mlcd_reads(params: Any) -> Iterable[str]:
@@ -159,21 +145,10 @@ class Mlcd(_Drawing):
         self, logits: Tensor | None, embeddings: Tensor | None, weight: Tensor | None
     ) -> Tensor:
         if not self.cosine:
-            if logits is None:
-                raise FieldError("mlcd reads 'logits', which it was not given; or take cosine")
-            return logits
-        if embeddings is None or weight is None:
-            missing = "embeddings" if embeddings is None else "weight"
-            raise FieldError(f"mlcd(cosine=True) reads '{missing}', which it was not given")
-        if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
-            raise FieldError(
-                f"mlcd reads embeddings [B, E] and weight [C, E], not {list(embeddings.shape)} "
-                f"and {list(weight.shape)}"
-            )
-        e = F.normalize(raise_precision(embeddings))
-        w = F.normalize(raise_precision(weight).to(e.dtype))
-        with torch.autocast(e.device.type, enabled=False):
-            return e @ w.T
+            return given("mlcd(cosine=False)", logits=logits)[0]
+        return all_cosines(
+            "mlcd", *given("mlcd(cosine=True)", embeddings=embeddings, weight=weight)
+        )
 
 
 @loss(name="decoupled_softmax", task="multilabel", vmap=True, paper=DUAL_ENCODERS)

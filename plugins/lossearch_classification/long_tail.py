@@ -10,11 +10,12 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Paper, Range, When, loss
-from lossearch.components import raise_precision, readable
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError, ParameterError
 from lossearch_classification._shared import (
     LabelReduction,
     check_binary,
+    check_counts,
     reduce_labels,
     softplus,
 )
@@ -143,16 +144,8 @@ class MultiFocalModifier(nn.Module):
 
 def _counts(name: str, class_counts: Tensor, z: Tensor) -> Tensor:
     """The class counts in the logits' dtype, one > 0 for each label."""
-    if class_counts.shape != z.shape[1:]:
-        raise FieldError(
-            f"{name}: class_counts {list(class_counts.shape)} do not fit logits {list(z.shape)}"
-        )
-    if readable(class_counts) and bool((class_counts <= 0).any()):
-        empty = int((class_counts <= 0).nonzero()[0])
-        raise FieldError(
-            f"{name}: class {empty} has no positive training label, so it has no weight; leave it "
-            "out of the labels"
-        )
+    why = "has no positive training label, so it has no weight; leave it out of the labels"
+    check_counts(name, class_counts, z.shape[1:], why)
     return class_counts.to(z)
 
 

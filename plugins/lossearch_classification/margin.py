@@ -15,9 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import ByTask, Choices, Paper, Range, When, loss
-from lossearch.components import readable
-from lossearch.errors import FieldError
-from lossearch_classification._shared import check_binary, reduce_labels, softplus
+from lossearch_classification._shared import (
+    check_binary,
+    check_counts,
+    given,
+    reduce_labels,
+    softplus,
+)
 from lossearch_classification.cosines import (
     Guard,
     Scale,
@@ -185,15 +189,12 @@ def ldam(
     is an error here.
     """
     if mode == "multilabel":
-        if logits is None:
-            raise FieldError("ldam(mode='multilabel') reads 'logits', which it was not given")
-        z, t, known = check_binary("ldam", logits, targets)
+        (scores,) = given("ldam(mode='multilabel')", logits=logits)
+        z, t, known = check_binary("ldam", scores, targets)
         counts = _counts(class_counts, z)
         z = z - t * margin_scale * counts**-0.25
         return reduce_labels(t * softplus(-z) + (1 - t) * softplus(z), known, "mean")
-    if embeddings is None or weight is None:
-        missing = "embeddings" if embeddings is None else "weight"
-        raise FieldError(f"ldam(mode='multiclass') reads '{missing}', which it was not given")
+    embeddings, weight = given("ldam(mode='multiclass')", embeddings=embeddings, weight=weight)
     cos, target = cosines("ldam", embeddings, weight, targets)
     counts = _counts(class_counts, cos)
     margins = max_margin * (counts / counts.min()) ** -0.25
@@ -209,11 +210,6 @@ def ldam(
 
 def _counts(class_counts: Tensor, scores: Tensor) -> Tensor:
     """The class counts in the scores' dtype, checked."""
-    if class_counts.shape != scores.shape[1:]:
-        raise FieldError(
-            f"ldam: class_counts {list(class_counts.shape)} do not fit {scores.shape[1]} classes"
-        )
-    if readable(class_counts) and bool((class_counts <= 0).any()):
-        empty = int((class_counts <= 0).nonzero()[0])
-        raise FieldError(f"ldam: class {empty} has no training sample, so it has no margin")
+    why = "has no training sample, so it has no margin"
+    check_counts("ldam", class_counts, scores.shape[1:], why)
     return class_counts.to(scores)

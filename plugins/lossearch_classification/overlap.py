@@ -20,6 +20,7 @@ from lossearch_classification._shared import (
     check_multiclass,
     dense_mean,
     drop,
+    log_others,
     log_rest,
     pick,
     reduce_labels,
@@ -91,7 +92,7 @@ def _dice(
         check_multiclass("self_adjusting_dice", logits, targets)
         log_w = log_p = raise_precision(logits).log_softmax(1)
         if adjusted:
-            log_w = log_p + alpha * _log_complement(log_p)
+            log_w = log_p + alpha * log_others(log_p)
         own = pick(log_w, targets) if adjusted else _log_target(log_p, targets)
         false = 2 * log_w if squared else log_w
         return _of_classes(false, met(own.exp(), complement(own)), targets, smooth, scope)
@@ -216,13 +217,6 @@ def sorensen_dice(
 def _one_class_each(logits: Tensor, targets: Tensor) -> bool:
     """Class indices (no class axis beside logits of several) mean a softmax, else a sigmoid."""
     return logits.ndim > 1 and logits.shape[1] > 1 and targets.ndim == logits.ndim - 1
-
-
-def _log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p), exact also where p is next to 1: that can only be the likeliest class."""
-    top = log_p.detach().argmax(1)
-    others = torch.log1p(-drop(log_p.exp(), top, 0.0))
-    return others.scatter(1, top.unsqueeze(1), log_rest(log_p, top).unsqueeze(1))
 
 
 def _log_target(log_p: Tensor, targets: Tensor) -> Tensor:

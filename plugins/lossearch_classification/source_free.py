@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
-from lossearch.components import raise_precision, readable
+from lossearch.components import raise_precision
 from lossearch.errors import FieldError
-from lossearch_classification._shared import along_classes, class_vector
+from lossearch_classification._shared import along_classes, check_counts, class_vector
 
 
 def _reads(params: Any) -> Iterable[str]:
@@ -89,15 +89,7 @@ def _prior(z: Tensor, prior: list[float] | None, class_counts: Tensor | None) ->
         return tau / tau.sum()
     if class_counts is None:
         raise FieldError(f"{name} needs the parameter 'prior', or the field 'class_counts'")
-    if class_counts.shape != z.shape[1:2]:
-        raise FieldError(
-            f"{name}: logits of {z.shape[1]} classes go with class_counts [{z.shape[1]}], "
-            f"not {list(class_counts.shape)}"
-        )
-    if readable(class_counts) and (class_counts <= 0).any():
-        raise FieldError(
-            f"{name}: class {int(class_counts.argmin())} has no sample, and a prior is > 0; "
-            "pass the parameter 'prior'"
-        )
+    why = "has no sample, and a prior is > 0; pass the parameter 'prior'"
+    check_counts(name, class_counts, z.shape[1:2], why)
     counts = class_counts.to(z.dtype)
     return counts / counts.sum()

@@ -12,7 +12,8 @@ from torch import Tensor
 from lossearch import Paper, Range, loss
 from lossearch.components import raise_precision
 from lossearch.errors import FieldError
-from lossearch_classification._shared import check_multiclass, dense_mean, pick, softplus
+from lossearch_classification._shared import check_multiclass, dense_mean, given, pick, softplus
+from lossearch_classification.cosines import check_head
 
 
 def _z_reads(params: Any) -> Iterable[str]:
@@ -74,13 +75,13 @@ def z_loss(
         FieldError: a shape or a target is not allowed, or what it reads was not given.
     """
     if factored:
-        gap, variance = _factored(targets, embeddings, weight)
+        head = given("z_loss(factored=True)", embeddings=embeddings, weight=weight)
+        gap, variance = _factored(targets, *head)
         deviation = variance.clamp(min=eps).sqrt()
     else:
-        if logits is None:
-            raise FieldError("z_loss(factored=False) reads 'logits', which it was not given")
-        check_multiclass("z_loss", logits, targets)
-        z = raise_precision(logits)
+        (scores,) = given("z_loss(factored=False)", logits=logits)
+        check_multiclass("z_loss", scores, targets)
+        z = raise_precision(scores)
         centred = z - z.mean(1, keepdim=True)
         gap = pick(centred, targets)
         deviation = torch.linalg.vector_norm(centred, dim=1) / z.shape[1] ** 0.5
@@ -88,21 +89,12 @@ def z_loss(
     return dense_mean(softplus(a * (b - standard)) / a)
 
 
-def _factored(
-    targets: Tensor, embeddings: Tensor | None, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _factored(targets: Tensor, embeddings: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """z_y - mean(z) and the variance of z = W h, ``[B]`` each.
 
     Centring W over the classes first leaves h' W' W h / C as the variance, with nothing to cancel.
     """
-    if embeddings is None or weight is None:
-        missing = "embeddings" if embeddings is None else "weight"
-        raise FieldError(f"z_loss(factored=True) reads '{missing}', which it was not given")
-    if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
-        raise FieldError(
-            f"z_loss reads embeddings [B, E] and weight [C, E], not {list(embeddings.shape)} and "
-            f"{list(weight.shape)}"
-        )
+    check_head("z_loss", embeddings, weight)
     h = raise_precision(embeddings)
     w = raise_precision(weight).to(h.dtype)
     check_multiclass("z_loss", h[:, :1].expand(-1, len(w)), targets)  # a view of logits' shape

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lossearch import Choices, Given, Paper, Range, balancer
-from lossearch.components import raise_precision
+from lossearch.components import Drawing, raise_precision
 from lossearch.errors import FieldError, ParameterError
 
 
@@ -24,7 +24,7 @@ from lossearch.errors import FieldError, ParameterError
     paper=Paper("Gradient Surgery for Multi-Task Learning", 2020, "arXiv:2001.06782"),
     cost="K gradients in place of one, and memory for them",
 )
-class PCGrad(nn.Module):
+class PCGrad(Drawing):
     r"""Project each gradient off those it conflicts with, and sum (Algorithm 1).
 
     For each :math:`v = g_i` and each :math:`j \ne i` in random order: where
@@ -44,10 +44,9 @@ class PCGrad(nn.Module):
         at: Literal["parameters", "output"] = "parameters",
         seed: Annotated[int, Given("seed")] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.at = at
         self.rule = torchjd.aggregation.PCGrad()
-        self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def forward(self, gradients: Tensor) -> Tensor:
@@ -61,12 +60,6 @@ class PCGrad(nn.Module):
             if self.training:
                 self.generator.set_state(torch.get_rng_state())
         return combined.reshape(gradients.shape[1:]).to(gradients.dtype)
-
-    def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
 
 
 @balancer(

@@ -8,8 +8,7 @@ which normalised inputs are not in; so the views are made here, by torch's own s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +17,8 @@ from torch import Tensor, nn
 
 import lossearch
 from lossearch import Choices, Given, Range
+from lossearch.components import Drawing
 from lossearch.errors import FieldError, ModelError
-
-
-class Drawing(nn.Module):
-    """A provider with a generator of its own, which a checkpoint holds."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def uniform(self, like: Tensor, *shape: int) -> Tensor:
-        """Numbers in [0, 1) where ``like`` is; the CPU's generator draws the same for a GPU."""
-        return torch.rand(shape, generator=self.generator).to(like.device, like.dtype)
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers in the shape of ``like``."""
-        return torch.randn(like.shape, generator=self.generator).to(like.device, like.dtype)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.generator.set_state(state["generator"].cpu())
 
 
 def check_real(name: str, inputs: Tensor) -> None:
@@ -109,7 +87,8 @@ class SecondView(Drawing):
         if inputs.ndim != 4:
             spread = inputs.std(0, correction=0, keepdim=True)
             kept = self.uniform(inputs, *inputs.shape) >= self.drop
-            return torch.where(kept, inputs + self.noise * spread * self.normal(inputs), 0.0)
+            noise = self.noise * spread * self.normal(inputs, *inputs.shape)
+            return torch.where(kept, inputs + noise, 0.0)
         draws = self.uniform(inputs, len(inputs), 11)  # as many whatever is switched on
         images = _moved(inputs, draws[:, :2], self.shift, (draws[:, 2] < 0.5) & self.flip)
         if self.jitter:

@@ -34,6 +34,17 @@ def names(made: Fields) -> list[str]:
     return [p.component.name for p in made.providers if isinstance(p, Bound)]
 
 
+class Opaque(nn.Module):
+    """A model that cannot be split into a backbone and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.inner(inputs).relu()
+
+
 def test_available_fields(registry: Registry) -> None:
     plain = available_fields("multiclass", ("logits", "embeddings"))
     assert {"inputs", "targets", "index", "class_counts", "epoch", "model", "logits"} <= plain
@@ -78,14 +89,6 @@ def test_an_objective_trains_on_provided_fields(make_trainer: Callable[..., Trai
 def test_a_model_without_a_linear_head_gives_logits_alone(
     blobs: Data, registry: Registry
 ) -> None:
-    class Opaque(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 3)
-
-        def forward(self, inputs: Any) -> Any:
-            return self.inner(inputs).relu()
-
     network = build_network(Opaque(), blobs.info, registry)
     assert network.gives == ("logits",)
     assert "embeddings" not in available_fields("multiclass", network.gives)
@@ -149,14 +152,6 @@ def test_providers_are_tried_before_anything_trains(blobs: Data, registry: Regis
 
 
 def test_a_second_view_of_scores_alone_has_no_embeddings(blobs: Data, registry: Registry) -> None:
-    class Opaque(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 3)
-
-        def forward(self, inputs: Any) -> Any:
-            return self.inner(inputs).relu()
-
     network = build_network(Opaque(), blobs.info, registry)
     found = tried(blobs, registry, {"name": "second_view"}, network=network)
     assert found == {"second_view": ("logits_b",)}

@@ -27,21 +27,6 @@ CLASSES = 5
 MULTICLASS = [cross_entropy, mse_logits, squentropy]
 
 
-@pytest.fixture
-def z() -> Tensor:
-    return 3 * torch.randn(8, CLASSES, dtype=torch.float64, generator=torch.manual_seed(0))
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.tensor([0, 1, 2, 3, 4, 0, 0, 2])
-
-
-@pytest.fixture
-def t() -> Tensor:
-    return torch.randint(2, (8, CLASSES), generator=torch.manual_seed(1)).double()
-
-
 def onehot(y: Tensor) -> Tensor:
     return F.one_hot(y, CLASSES).double()
 

@@ -26,21 +26,6 @@ CLASSES = 5
 ALPHAS = [0.5, 1.0, 2.0, 0.0, 3.0]
 
 
-@pytest.fixture
-def z() -> Tensor:
-    return 3 * torch.randn(8, CLASSES, dtype=torch.float64, generator=torch.manual_seed(0))
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.tensor([0, 1, 2, 3, 4, 0, 0, 2])
-
-
-@pytest.fixture
-def t() -> Tensor:
-    return torch.randint(2, (8, CLASSES), generator=torch.manual_seed(1)).double()
-
-
 def target_probability(z: Tensor, y: Tensor) -> Tensor:
     return z.softmax(1).gather(1, y[:, None])[:, 0]
 

@@ -321,7 +321,7 @@ def test_ldam_errors() -> None:
     e, w, y = make()
     with pytest.raises(FieldError, match="class 2 has no training sample"):
         ldam(y, torch.tensor([3, 2, 0, 1]), e, w)
-    with pytest.raises(FieldError, match=r"class_counts \[3\] do not fit 4 classes"):
+    with pytest.raises(FieldError, match=r"4 classes go with class_counts \[4\], not \[3\]"):
         ldam(y, COUNTS[:3], e, w)
     bad: dict[str, Any]
     for bad in ({"beta": 1.0}, {"drw_start": 1.2}, {"max_margin": -1.0}, {"mode": "binary"}):

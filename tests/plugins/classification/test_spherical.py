@@ -21,16 +21,6 @@ CLASSES, WIDTH = 5, 3
 
 
 @pytest.fixture
-def z() -> Tensor:
-    return 3 * torch.randn(8, CLASSES, dtype=torch.float64, generator=torch.manual_seed(0))
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.tensor([0, 1, 2, 3, 4, 0, 0, 2])
-
-
-@pytest.fixture
 def h() -> Tensor:
     return torch.randn(8, WIDTH, dtype=torch.float64, generator=torch.manual_seed(1))
 

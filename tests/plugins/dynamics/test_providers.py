@@ -243,7 +243,9 @@ def test_an_attack_stays_in_its_ball_and_raises_the_loss(norm: Any) -> None:
 
 
 def test_a_random_start_is_uniform_in_the_l2_ball() -> None:
-    start = Attack(norm="l2", epsilon=2.0)._start(torch.zeros(20_000, 3))
+    inputs = torch.zeros(20_000, 3)
+    attack = Attack(norm="l2", epsilon=2.0, steps=0)
+    start = attack.attacked(inputs, torch.zeros(20_000, dtype=torch.long), nn.Identity())
     radius = start.norm(dim=1)
     assert radius.max() <= 2 + 1e-5
     # of a ball in three dimensions, the mean radius is 3/4, and half of the radius holds 1/8
@@ -294,7 +296,7 @@ def test_what_cannot_be_attacked() -> None:
     inputs = images()
     model = network(inputs)
     model.backbone = Frozen(model.backbone)
-    with pytest.raises(ModelError, match="no gradient reaches the inputs"):
+    with pytest.raises(ModelError, match="passes no gradient to its inputs"):
         Attack()(inputs, torch.arange(64) % 3, model)
     with pytest.raises(ParameterError, match="task regression has no classes"):
         Attack(task="regression")

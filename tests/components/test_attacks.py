@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossearch.components.attacks import Norm, evaluating, logits_of, pgd
 from lossearch.errors import FieldError, ModelError
-from lossearch_classification.attacks import Norm, evaluating, logits_of, pgd
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 

@@ -66,8 +66,8 @@ def pgd(
         steps: Number of steps; 0 gives the (perturbed) start.
         clip_min: The least legal input, or ``None``.
         clip_max: The greatest legal input, or ``None``.
-        generator: Draws a start uniformly from the ball, on the inputs' device; without it the
-            start is the inputs themselves. Needs a finite ``epsilon``.
+        generator: Draws a start uniformly from the ball; without it the start is the inputs
+            themselves. Needs a finite ``epsilon``.
 
     Returns:
         The attacked inputs ``[B, ...]``, without a gradient.
@@ -128,11 +128,14 @@ def _in_unit_ball(like: Tensor, norm: Norm, generator: torch.Generator) -> Tenso
     """Uniform in the ball of radius 1."""
     if norm == "linf":
         return _uniform(like, like.shape, generator) * 2 - 1
-    direction = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    direction = torch.randn(
+        like.shape, generator=generator, device=generator.device, dtype=like.dtype
+    )
     rows = (len(like), *(1,) * (like.ndim - 1))
     radius = _uniform(like, rows, generator) ** (1 / max(like[:1].numel(), 1))
-    return _unit(direction) * radius
+    return _unit(direction.to(like.device)) * radius
 
 
 def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
+    return drawn.to(like.device)
