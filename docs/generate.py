@@ -35,10 +35,10 @@ KINDS = {
 
 ACTING = ("loss", "reweighting", "miner")
 ALONE = """\
-## What does not run under vmap
+## What goes one by one
 
 In a cohort these are computed one after the other, each on its own slice of the stacked outputs;
-all others in one call for all members that differ in numbers alone."""
+all others in one call under vmap for all members that differ in numbers alone."""
 
 HEAD = """\
 # Components
@@ -69,7 +69,7 @@ def render() -> str:
         [f"`{c.name}`", _markdown(c.no_vmap)]
         for kind in ACTING
         for c in registry.list(kind)
-        if registry.owner(c.name) in ours and not c.vmappable
+        if registry.owner(c.name) in ours and (c.stateful or not c.vmappable)
     ]
     parts.append(f"{ALONE}\n\n{_rows(['name', 'why'], alone)}")
     rows = [[f"`{name}`", shape, meaning] for name, (shape, meaning) in FIELDS.items()]

@@ -21,6 +21,7 @@ from lossearch_classification.cosines import Scale, add_angle, cosine_cross_entr
 @loss(
     name="adaface",
     task="multiclass",
+    vmap="the mean and deviation of lengths that it keeps are renewed at each step",
     paper=Paper("AdaFace: Quality Adaptive Margin for Face Recognition", 2022, "arXiv:2204.00964"),
     skips={"gradcheck": "the embeddings' lengths are constants of the gradient"},
 )
@@ -107,6 +108,7 @@ class AdaFace(nn.Module):
 @loss(
     name="curricularface",
     task="multiclass",
+    vmap="the mean cosine that it keeps is renewed at each step",
     paper=Paper(
         "CurricularFace: Adaptive Curriculum Learning Loss for Deep Face Recognition",
         2020,

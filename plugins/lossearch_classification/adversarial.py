@@ -20,6 +20,7 @@ from lossearch_classification.robust import comp_sum
 @loss(
     name="smooth_adversarial_comp_sum",
     task="multiclass",
+    vmap="it attacks the network, from starts that it draws",
     paper=Paper(
         "Cross-Entropy Loss Functions: Theoretical Analysis and Applications",
         2023,

@@ -20,6 +20,7 @@ _EDGE = 1 - 1e-5  # the authors' own bound of |cos| here
 @loss(
     name="normalized_softmax",
     task="multiclass",
+    vmap="it may learn its scale",
     paper=Paper(
         "Hyperspherical embedding for novel class classification", 2021, "arXiv:2102.03243"
     ),

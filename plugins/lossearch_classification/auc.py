@@ -23,6 +23,7 @@ _PAIRS = 1 << 18  # pairs that are compared at a time
 @loss(
     name="auc_margin",
     task="binary",
+    vmap="its min-max modes learn three numbers of their own",
     returns="batch",
     paper=Paper(
         "Large-scale Robust Deep AUC Maximization: A New Surrogate Loss and Empirical Studies on "

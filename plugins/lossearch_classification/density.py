@@ -24,6 +24,7 @@ def _reads(params: Any) -> Iterable[str]:
 @loss(
     name="unnormalized_nll",
     task="binary",
+    vmap="the running normaliser that it keeps is renewed at each step",
     returns="batch",
     paper=Paper(
         "Learning Unnormalized Statistical Models via Compositional Optimization",

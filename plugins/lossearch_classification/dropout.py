@@ -37,6 +37,7 @@ def _returns(params: Any) -> Returns:
 @loss(
     name=_NAME,
     task=("multiclass", "binary", "multilabel"),
+    vmap="it draws masks from a generator of its own, and calls the head again",
     paper=Paper(
         "Multi-Sample Dropout for Accelerated Training and Better Generalization",
         2019,

@@ -75,7 +75,12 @@ class _Elastic(Drawing):
         return margins
 
 
-@loss(name="elastic_arcface", task="multiclass", paper=PAPER)
+@loss(
+    name="elastic_arcface",
+    task="multiclass",
+    vmap="it draws margins from a generator of its own",
+    paper=PAPER,
+)
 class ElasticArcFace(_Elastic):
     r"""Elastic ArcFace: :math:`\cos(\theta_y + m_i)` at the target, :math:`m_i \sim N(m, \sigma)`.
 
@@ -111,7 +116,12 @@ class ElasticArcFace(_Elastic):
         return add_angle(target, margins)
 
 
-@loss(name="elastic_cosface", task="multiclass", paper=PAPER)
+@loss(
+    name="elastic_cosface",
+    task="multiclass",
+    vmap="it draws margins from a generator of its own",
+    paper=PAPER,
+)
 class ElasticCosFace(_Elastic):
     r"""Elastic CosFace: :math:`\cos\theta_y - m_i` at the target, :math:`m_i \sim N(m, \sigma)`.
 

@@ -26,6 +26,7 @@ _WINDOW = 1000  # real inputs that it is taken over
 @loss(
     name="jem_dat_bce",
     task="multiclass",
+    vmap="it attacks the network, by a number of steps that grows with its success",
     returns="batch",
     paper=Paper(
         "Joint Discriminative-Generative Modeling via Dual Adversarial Training",

@@ -35,6 +35,7 @@ def _returns(params: Any) -> Literal["per_sample", "batch"]:
 @loss(
     name="loss_ensemble",
     task=("multiclass", "binary", "multilabel"),
+    vmap="it draws which of its members counts, and they may have state",
     returns=_returns,
     reads=_reads,
     cost="one forward of the drawn member; of every member in mode mean and in evaluation",

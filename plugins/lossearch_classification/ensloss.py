@@ -25,6 +25,7 @@ from lossearch_classification._shared import (
 @loss(
     name="ensloss",
     task=("multiclass", "binary", "multilabel"),
+    vmap="it draws derivatives from a generator of its own, one for each known label",
     paper=Paper(
         "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in "
         "Classification",

@@ -18,6 +18,7 @@ from lossearch_classification._shared import check_multiclass, log_others, pick
 @loss(
     name="imprecise_label",
     task="multiclass",
+    vmap="it learns a transition matrix, or keeps a mean that is renewed at each step",
     paper=Paper(
         "Imprecise Label Learning: A Unified Framework for Learning with Various Imprecise Label "
         "Configurations",

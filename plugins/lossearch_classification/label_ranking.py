@@ -42,6 +42,7 @@ def _mlcd_reads(params: Any) -> Iterable[str]:
 @loss(
     name="mlcd",
     task="multilabel",
+    vmap="it may draw negatives, and what it reads of the head depends on the draw",
     reads=_mlcd_reads,
     paper=Paper(
         "Multi-label Cluster Discrimination for Visual Representation Learning",
@@ -151,7 +152,12 @@ class Mlcd(_Drawing):
         )
 
 
-@loss(name="decoupled_softmax", task="multilabel", vmap=True, paper=DUAL_ENCODERS)
+@loss(
+    name="decoupled_softmax",
+    task="multilabel",
+    vmap="it may draw positives from a generator of its own",
+    paper=DUAL_ENCODERS,
+)
 class DecoupledSoftmax(_Drawing):
     r"""Decoupled softmax: each positive's cross-entropy against the negatives alone, averaged.
 
@@ -204,7 +210,7 @@ class DecoupledSoftmax(_Drawing):
 @loss(
     name="soft_top_k",
     task="multilabel",
-    vmap=True,
+    vmap="it may draw positives from a generator of its own",
     paper=DUAL_ENCODERS,
     cost="32 divisions of every logit, to find the threshold",
 )

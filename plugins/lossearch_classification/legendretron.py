@@ -25,6 +25,7 @@ _SMALL = -11.0  # softplus of it is 1.7e-5
 @loss(
     name="legendretron",
     task="multiclass",
+    vmap="it learns a network of its own",
     paper=Paper(
         "LegendreTron: Uprising Proper Multiclass Loss Learning", 2023, "arXiv:2301.11695"
     ),

@@ -18,6 +18,7 @@ from lossearch.errors import FieldError, ModelError
 @loss(
     name="naive_bayes_head",
     task="multiclass",
+    vmap="its statistics take in each batch before its value is taken",
     paper=Paper(
         "Revisiting Discriminative vs. Generative Classifiers: Theory and Implications",
         2023,
