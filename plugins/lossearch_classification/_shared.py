@@ -100,15 +100,25 @@ def check_binary(
             f"not {list(targets.shape)}"
         )
     if readable(t):
-        low, high = torch.aminmax(t)
-        if low >= 0 and high <= 1 and (soft or torch.equal(t * t, t)):  # the usual, in few passes
-            return z, t.to(z.dtype), _all_known(z)
+        known = t.to(z.dtype)
+        if _all_within(known) if soft else _all_binary(known):  # the usual, in few passes
+            return z, known, _all_known(z)
         legal = (t == -1) | ((t >= 0) & (t <= 1) if soft else (t == 0) | (t == 1))
         if not legal.all():
             allowed = "in [0, 1], or -1 for unknown" if soft else "0, 1, or -1 for unknown"
             raise FieldError(f"{name}: target {t[~legal][0].item():g} is not {allowed}")
     known = t >= 0
     return z, torch.where(known, t, 0).to(z.dtype), known
+
+
+def _all_within(t: Tensor) -> bool:
+    low, high = torch.aminmax(t)
+    return bool(low >= 0 and high <= 1)
+
+
+def _all_binary(t: Tensor) -> bool:
+    gap = torch.addcmul(t, t, t, value=-1).flatten()  # t - t², and no comparison, which is slow
+    return bool(torch.dot(gap, gap) == 0)
 
 
 def _all_known(z: Tensor) -> Tensor:

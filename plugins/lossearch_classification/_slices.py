@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import torch
@@ -106,24 +106,36 @@ class _Slices(torch.autograd.Function):
                 for slope, each in zip(slopes, found, strict=True):
                     slope[at] = each
             values.append(value.detach())
-        ctx.formula, ctx.wanted = formula, wanted
-        ctx.save_for_backward(*tensors, *slopes)
+        ctx.formula, ctx.wanted, ctx.slopes = formula, wanted, slopes
+        ctx.save_for_backward(*tensors)
         return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        count = len(ctx.wanted)
-        tensors, slopes = ctx.saved_tensors[:count], iter(ctx.saved_tensors[count:])
-        if torch.is_grad_enabled():  # this slope is to be differentiated itself
-            leaves = [x for x, want in zip(tensors, ctx.wanted, strict=True) if want]
-            found = torch.autograd.grad(
-                ctx.formula(*tensors), leaves, grad, create_graph=True, materialize_grads=True
-            )
-            second = iter(found)
-            return None, None, *(next(second) if want else None for want in ctx.wanted)
+        slopes, ctx.slopes = ctx.slopes, None  # used up: what is scaled in place needs no room
+        if slopes is None or torch.is_grad_enabled():  # a second time, or to differentiate it
+            found = _Slices._again(ctx, grad)
+        else:
+            wide = [grad.reshape(-1, *(1,) * (slope.ndim - 1)) for slope in slopes]
+            found = [slope.mul_(g) for slope, g in zip(slopes, wide, strict=True)]
+        each = iter(found)
         back = [
-            (grad.reshape(-1, *(1,) * (x.ndim - 1)) * next(slopes)).to(x.dtype) if want else None
-            for x, want in zip(tensors, ctx.wanted, strict=True)
+            next(each).to(x.dtype) if want else None
+            for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
         ]
         return None, None, *back
+
+    @staticmethod
+    def _again(ctx: Any, grad: Tensor) -> Sequence[Tensor]:
+        """The gradients by the whole formula; differentiable where that is wanted."""
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            parts = [
+                x if twice or not want else x.detach().requires_grad_()
+                for x, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
+            ]
+            leaves = [x for x, want in zip(parts, ctx.wanted, strict=True) if want]
+            return torch.autograd.grad(
+                ctx.formula(*parts), leaves, grad, create_graph=twice, materialize_grads=True
+            )

@@ -44,7 +44,7 @@ def _normalise(name: str, z: Tensor, softly: bool, divide: bool) -> Tensor:
 
 def _value(f: Tensor, targets: Tensor, lam: Tensor | float, margin: float) -> Tensor:
     """lam * log of the class mean of exp((margin of c != y + f_c - f_y) / lam); lam is [B, 1]."""
-    u = f / lam
+    u = f * (1 / lam)
     others = drop(u, targets, -math.inf).logsumexp(1, keepdim=True)
     gap = others + margin / lam - u.gather(1, targets.unsqueeze(1))
     # c = y: 0, whatever the margin
@@ -92,6 +92,7 @@ def ldr_kl(
 @loss(
     name="aldr_kl",
     task="multiclass",
+    vmap="it keeps a temperature for each training sample, renewed at each visit",
     paper=PAPER,
     skips={"gradcheck": "lambda_i is a constant of the gradient"},
 )

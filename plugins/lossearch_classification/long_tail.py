@@ -19,12 +19,13 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
-from lossearch_classification.multilabel import asymmetric_parts
+from lossearch_classification.multilabel import asymmetric_values
 
 
 @loss(
     name="multi_focal_modifier",
     task="multilabel",
+    vmap="its exponents follow what it recalled in the last epoch",
     paper=Paper(
         "Learning in Imperfect Environment: Multi-Label Classification with Long-Tailed "
         "Distribution and Partial Labels",
@@ -117,11 +118,10 @@ class MultiFocalModifier(nn.Module):
             if self.recalled is not None:
                 counts = counts + self.recalled.to(counts)
         weight = (1 - (counts / counts.max()).log()) ** self.exponent
-        positive, negative = asymmetric_parts(
-            z, self.gamma_neg + weight, self.gamma_pos, self.clip, self.detach_weight
+        values = asymmetric_values(
+            z, t, self.gamma_neg + weight, self.gamma_pos, self.clip, self.detach_weight
         )
-        values = weight * torch.where(t == 1, positive, negative)
-        return reduce_labels(values, known, self.label_reduction)
+        return reduce_labels(weight * values, known, self.label_reduction)
 
     @torch.no_grad()
     def _recall(self, z: Tensor, t: Tensor) -> Tensor:

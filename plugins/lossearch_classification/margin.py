@@ -22,6 +22,7 @@ from lossearch_classification._shared import (
     reduce_labels,
     softplus,
 )
+from lossearch_classification._slices import sliced
 from lossearch_classification.cosines import (
     Guard,
     Scale,
@@ -130,6 +131,7 @@ def _ldam_reads(params: Any) -> Iterable[str]:
         "arXiv:1906.07413",
     ),
 )
+@sliced("logits", "targets")
 def ldam(
     targets: Tensor,
     class_counts: Tensor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from lossearch_classification._shared import (
     dense_mean,
     pick,
     reduce_labels,
-    softplus,
 )
 from lossearch_classification._slices import sliced
 
@@ -67,27 +67,43 @@ def asymmetric(
     (src/loss_functions/losses.py), whose clamp of the logarithm at 1e-8 is not followed.
     """
     z, t, known = check_binary("asymmetric", logits, targets)
-    positive, negative = asymmetric_parts(z, gamma_neg, gamma_pos, clip, detach_weight)
-    return reduce_labels(torch.where(t == 1, positive, negative), known, label_reduction)
+    values = asymmetric_values(z, t, gamma_neg, gamma_pos, clip, detach_weight)
+    return reduce_labels(values, known, label_reduction)
 
 
-def asymmetric_parts(
-    z: Tensor, gamma_neg: float | Tensor, gamma_pos: float, clip: float, detach_weight: bool
-) -> tuple[Tensor, Tensor]:
-    """What each logit ``[B, L]`` costs as a positive and as a negative; powers may differ by L."""
-    cut = torch.as_tensor(clip, dtype=z.dtype, device=z.device)
-    # a power below 1 has an infinite slope at 0
-    held = z.detach() if detach_weight else z
-    p_m = (held.sigmoid() - cut).clamp(min=torch.finfo(z.dtype).tiny)
-    weight_pos = (-gamma_pos * softplus(held)).exp()  # (1 - p)^gamma_pos
-    weight_neg = (gamma_neg * p_m.log()).exp()
-    positive = weight_pos * softplus(-z)
-    # log(1 - p + clip), exact for every logit; clip = 0 gives log(1 - p)
-    if isinstance(clip, Tensor) or clip == 0:
-        log_rest = torch.logaddexp(-softplus(z), cut.log())
-    else:
-        log_rest = ((-z).sigmoid() + clip).log()  # the same for less: clip keeps it off 0
-    return positive, -weight_neg * log_rest.clamp(max=0)
+def asymmetric_values(
+    z: Tensor,
+    t: Tensor,
+    gamma_neg: float | Tensor,
+    gamma_pos: float,
+    clip: float,
+    detach_weight: bool,
+) -> Tensor:
+    """What each logit ``[B, L]`` costs where t is 1 or 0; the power of negatives may differ by L.
+
+    Written in kernels that are quick on a CPU: lerp is where() for such t, and relu is clamp.
+    """
+    x = (2 * t - 1) * z  # the logit of what the label says, of probability q
+    log_q = F.logsigmoid(x)
+    held = x.detach() if detach_weight else x
+    log_miss = (log_q.detach() if detach_weight else log_q) - held  # log(1 - q)
+    if isinstance(clip, Tensor):
+        cut = clip.to(z.dtype)
+        log_p_m = _log((log_miss.exp() - cut).relu())
+        log_rest = torch.logaddexp(log_q, cut.log()).clamp(max=0)
+    elif clip == 0:
+        log_p_m, log_rest = log_miss, log_q
+    else:  # the same for less: clip keeps the logarithm off 0
+        p_m = ((1 - clip) - x.sigmoid()).relu()
+        log_p_m = _log(p_m.detach() if detach_weight else p_m)
+        log_rest = (1 - p_m).log()
+    weight = torch.lerp(gamma_neg * log_p_m, gamma_pos * log_miss, t).exp()
+    return -weight * torch.lerp(log_rest, log_q, t)
+
+
+def _log(x: Tensor) -> Tensor:
+    """Finite at 0: a power below 1 has an infinite slope there."""
+    return (x + torch.finfo(x.dtype).tiny).log()
 
 
 @loss(task="multiclass", paper=PAPER)

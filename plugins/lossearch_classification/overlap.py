@@ -200,9 +200,14 @@ def sorensen_dice(
     Written from the catalogue's formula; the paper's text could not be read, so whether it squares
     the denominator is open.
     """
+    formula = _sorensen_of_samples if scope == "sample" else _sorensen
+    return formula(logits, targets, eps, squared, scope)
+
+
+def _sorensen(logits: Tensor, targets: Tensor, eps: float, squared: bool, scope: str) -> Tensor:
     z, t, known = check_binary("sorensen_dice", logits, targets)
     p, rest = sides(z)
-    missed = torch.where(t == 1, rest, p)
+    missed = torch.lerp(p, rest, t)
     if squared:
         missed, p = missed.square(), p.square()
     missed, total = torch.where(known, missed, 0), torch.where(known, p + t, 0)
@@ -212,6 +217,9 @@ def sorensen_dice(
         missed, total = missed.flatten(1).sum(1), total.flatten(1).sum(1)
         return missed / (total + eps)
     return missed.sum() / (total.sum() + eps)
+
+
+_sorensen_of_samples = sliced("logits", "targets")(_sorensen)
 
 
 def _one_class_each(logits: Tensor, targets: Tensor) -> bool:
@@ -231,7 +239,7 @@ def _of_labels(
 
     A negative label misses and totals ``false``, a positive one the pair ``own``.
     """
-    missed, total = (torch.where(t == 1, x, false) for x in own)
+    missed, total = (torch.lerp(false, x, t) for x in own)  # where() for such t, but quicker
     if scope == "sample":
         return reduce_labels(missed / (total + smooth), known, "mean")
     missed, total = torch.where(known, missed, 0), torch.where(known, total, 0)

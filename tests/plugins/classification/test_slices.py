@@ -28,6 +28,8 @@ SLICED = {
     "logit_adjusted": ("multiclass",),
     "ldr_kl": ("multiclass",),
     "self_adjusting_dice": ("multiclass", "multilabel"),
+    "sorensen_dice": ("multilabel",),
+    "ldam": ("multilabel",),
 }
 CASES = [(name, task) for name, tasks in SLICED.items() for task in tasks]
 
@@ -86,6 +88,17 @@ def test_second_slopes_are_those_of_the_formula(small: None) -> None:
     batch = fields("multiclass")
     z = batch["logits"].requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x: focal(x, batch["targets"], gamma=1.5), (z,))
+
+
+def test_a_slope_can_be_taken_twice(small: None) -> None:
+    batch = fields("multiclass")
+    z = batch["logits"].requires_grad_()
+    value = focal(z, batch["targets"]).sum()
+    (first,) = torch.autograd.grad(value, z, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(3 * value, z)
+    torch.testing.assert_close(second, 3 * kept)
+    assert torch.equal(first, kept)
 
 
 def test_a_slice_holds_few_samples_and_each_is_seen_once(small: None) -> None:
