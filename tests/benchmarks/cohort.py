@@ -44,6 +44,7 @@ from lossearch.registry import current
 from lossearch.spec import ComponentSpec
 from lossearch.training import Job, Recipe, TrainingConfig, Unit, Workbench
 from lossearch.training.cohort import Cohort
+from lossearch.training.member import Member
 from lossearch.training.stacked import Stack
 
 MLP = ModelConfig.model_validate({"name": "mlp", "hidden": [128]})
@@ -211,8 +212,6 @@ def measure_peak(kind: str) -> None:
 
 def split(repeats: int) -> Table:
     """Where the time of a unit goes, in its fastest repeat."""
-    from lossearch.training import cohort as module
-
     spent: dict[str, float] = {}
 
     def timed(owner: Any, name: str, label: str) -> None:
@@ -233,7 +232,7 @@ def split(repeats: int) -> Table:
     timed(Stack, "backward", "backward")
     timed(Stack, "step", "optimizer")
     timed(Cohort, "_predict", "evaluation: logits")
-    timed(module, "_score", "evaluation: metrics")
+    timed(Member, "scored", "evaluation: metrics")
     timed(Cohort, "_save", "checkpoints written")
     timed(Cohort, "_run_epoch", "epochs")
     work, best = bench(digits(), MLP, 20), (float("inf"), {})

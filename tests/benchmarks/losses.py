@@ -114,7 +114,8 @@ def batch(size: int, classes: int, task: str, device: str) -> dict[str, Any]:
     """A batch with every field that a loss of outputs may read."""
     draw = torch.Generator().manual_seed(0)
     shape = (size,) if task == "binary" else (size, classes)
-    targets = torch.randint(0, classes, (size,), generator=draw)
+    bag = torch.arange(size) // 4
+    targets = torch.randint(0, classes, (size,), generator=draw)[bag]  # a bag has one label
     if task == "multilabel":
         targets = torch.zeros(size, classes).scatter_(1, targets[:, None], 1.0)
     elif task == "binary":
@@ -126,7 +127,7 @@ def batch(size: int, classes: int, task: str, device: str) -> dict[str, Any]:
         "targets": targets,
         "index": torch.arange(size),
         "class_counts": torch.arange(classes) + 5,
-        "bag": torch.arange(size) // 4,
+        "bag": bag,
     }
     fields = {name: value.to(device) for name, value in fields.items()}
     return {**fields, "epoch": 1, "step": 3, "total_steps": 100}

@@ -194,6 +194,18 @@ def test_two_rounds(setup: Setup, tmp_path: Path) -> None:
     assert f"without {REWEIGHTING} and {MINER}, which brought nothing" in verdict["text"]
 
 
+def test_after_fine_tuning_parts_train_in_full_too(write_study: Write, tmp_path: Path) -> None:
+    path = write_study(
+        baseline={"name": "cross_entropy"},
+        model={"name": "mlp", "hidden": [8], "freeze": True},
+        finetune={"top": 2, "epochs": 2, "lr": 1e-3},
+    )
+    phase, journal = study_of(set_up(read_study(path)), tmp_path)
+    jobs = drain(phase, lambda job: 0.6 if lacks(job, "margin") else 0.7)
+    assert len(jobs) == 20 and all(j.full and j.until == 2 and j.test for j in jobs)
+    assert judged(journal)["winner"]["label"] == "arcface(margin=0.3)"
+
+
 def test_a_kill_in_either_round_repeats_nothing(setup: Setup, tmp_path: Path) -> None:
     phase, journal = study_of(setup, tmp_path)
     whole = drain(phase, lambda j: 0.7 + 0.01 * (j.seed % 3))
