@@ -11,10 +11,10 @@ learning rates, no confirmation, no tracking.
 The hand-written scripts are what one would write: ``study.optimize`` over a training loop; and Ray
 Tune with OptunaSearch, reused actors and data kept in each. ``--optuna-trials`` and
 ``--ray-trials`` take fewer, scaled up; with few trials the start of Ray's workers, which its
-seconds hold, makes its rate look low. One CPU thread a process. Seconds run from the first proposal to the
-last result of the search, with the start of Ray's workers; loading the data and starting Ray
-itself come before. A last row is lossearch as shipped, with its rungs, probes and references: more
-work a trial, and less of it for the bad ones.
+seconds hold, makes its rate look low. One CPU thread a process. Seconds run from the first
+proposal to the last result of the search, with the start of Ray's workers; loading the data and
+starting Ray itself come before. A last row is lossearch as shipped, with its rungs, probes and
+references: more work a trial, and less of it for the bad ones.
 """
 
 from __future__ import annotations
