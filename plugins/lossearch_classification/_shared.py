@@ -125,11 +125,16 @@ def _all_known(z: Tensor) -> Tensor:
     return torch.ones((), dtype=torch.bool, device=z.device).expand(z.shape)
 
 
+def of_known(values: Tensor, known: Tensor) -> Tensor:
+    """Label values ``[B, L, ...]``, 0 where the label is unknown."""
+    return torch.where(known, values, 0.0) if any(known.stride()) else values
+
+
 def reduce_labels(values: Tensor, known: Tensor, how: LabelReduction) -> Tensor:
     """Label values ``[B, L, ...]`` to ``[B]``; unknown labels count neither way."""
     if not any(known.stride()):  # all of them, as check_binary says it
         return dense_mean(values.mean(1) if how == "mean" else values.sum(1))
-    total = torch.where(known, values, 0.0).sum(1)
+    total = of_known(values, known).sum(1)
     return dense_mean(total / known.sum(1).clamp(min=1) if how == "mean" else total)
 
 

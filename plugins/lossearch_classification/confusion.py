@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossearch import Choices, Paper, Range, When, loss
 from lossearch_classification._exact import complement, log_complement, sides
-from lossearch_classification._shared import check_binary, softplus
+from lossearch_classification._shared import check_binary, of_known, softplus
 
 
 @loss(
@@ -63,11 +63,11 @@ def any_loss(
     """
     z, t, known = check_binary("any_loss", logits, targets)
     amplified = L * (sides(z)[0] - 0.5)
-    positive, negative = known & (t == 1), known & (t == 0)
-    n_pos, n_neg = positive.to(z).sum(0), negative.to(z).sum(0)
+    negative = of_known(1 - t, known)
+    n_pos, n_neg = t.sum(0), negative.sum(0)
     # by what is missed: one minus a metric next to 1 would be nothing but rounding
-    wrong, _ = sides(torch.where(positive, -amplified, amplified))
-    fn, fp = torch.where(positive, wrong, 0).sum(0), torch.where(negative, wrong, 0).sum(0)
+    wrong, _ = sides((1 - 2 * t) * amplified)
+    fn, fp = (t * wrong).sum(0), (negative * wrong).sum(0)
     if metric == "accuracy":
         value = (fn + fp) / (n_pos + n_neg).clamp(min=1)
     elif metric == "f_beta":
@@ -77,7 +77,8 @@ def any_loss(
         rates = fn / n_pos.clamp(min=1) + fp / n_neg.clamp(min=1)
         value = rates / _classes(n_pos, n_neg)
     else:  # by logarithms: the slope of a square root is infinite at a rate of 0
-        log_tpr, log_tnr = _log_rate(amplified, positive, fn), _log_rate(-amplified, negative, fp)
+        log_tpr = _log_rate(amplified, t == 1, fn)
+        log_tnr = _log_rate(-amplified, negative == 1, fp)
         value = complement((log_tpr + log_tnr) / _classes(n_pos, n_neg))
     labels = (n_pos + n_neg) > 0
     return torch.where(labels, value, 0).sum() / labels.sum().clamp(min=1)

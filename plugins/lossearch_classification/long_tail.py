@@ -219,7 +219,7 @@ def hybrid_multilabel(
             f"{list(embeddings.shape)}"
         )
     weights = counts.mean() / counts
-    value = alpha * reduce_labels(weights * softplus(torch.where(t == 1, -z, z)), known, "mean")
+    value = alpha * reduce_labels(weights * softplus((1 - 2 * t) * z), known, "mean")
     value = value + beta * _disagreement(z.sigmoid(), t, known, correlation)
     return value + gamma * _contrast(embeddings, t, known, margin).to(z.dtype)
 

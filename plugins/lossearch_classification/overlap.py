@@ -22,6 +22,7 @@ from lossearch_classification._shared import (
     drop,
     log_others,
     log_rest,
+    of_known,
     pick,
     reduce_labels,
     softplus,
@@ -210,7 +211,7 @@ def _sorensen(logits: Tensor, targets: Tensor, eps: float, squared: bool, scope:
     missed = torch.lerp(p, rest, t)
     if squared:
         missed, p = missed.square(), p.square()
-    missed, total = torch.where(known, missed, 0), torch.where(known, p + t, 0)
+    missed, total = of_known(missed, known), of_known(p + t, known)
     if scope == "class":
         return _mean_ratio(missed, total, known, eps)
     if scope == "sample":
@@ -242,7 +243,7 @@ def _of_labels(
     missed, total = (torch.lerp(false, x, t) for x in own)  # where() for such t, but quicker
     if scope == "sample":
         return reduce_labels(missed / (total + smooth), known, "mean")
-    missed, total = torch.where(known, missed, 0), torch.where(known, total, 0)
+    missed, total = of_known(missed, known), of_known(total, known)
     return _mean_ratio(missed, total, known, smooth)
 
 
