@@ -100,9 +100,9 @@ def check_binary(
             f"not {list(targets.shape)}"
         )
     if readable(t):
-        known = t.to(z.dtype)
-        if _all_within(known) if soft else _all_binary(known):  # the usual, in few passes
-            return z, known, _all_known(z)
+        labels = t.to(z.dtype)
+        if _all_within(labels) if soft else _all_binary(labels):  # the usual, in few passes
+            return z, labels, _all_known(z)
         legal = (t == -1) | ((t >= 0) & (t <= 1) if soft else (t == 0) | (t == 1))
         if not legal.all():
             allowed = "in [0, 1], or -1 for unknown" if soft else "0, 1, or -1 for unknown"
