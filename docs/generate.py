@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ where they are there. A parameter stands with its default and, after a colon, wh
 (`…` between the ends of a range, ends included); without a colon it is not searched unless a
 space says so. *given* means that the engine fills it in. *vmap*: many copies with different
 parameters run as one under `torch.func.vmap`. *state*: it learns or remembers something, and is
-part of `objective.state_dict()`.
+part of `objective.state_dict()`. A name leads to what its component computes, below the table.
 """
 
 
@@ -65,8 +66,9 @@ def render() -> str:
         found = [c for c in registry.list(kind) if registry.owner(c.name) in ours]
         if found:
             parts.append(f"## {title}\n\n{text}\n\n{_table(found, registry)}")
+            parts += [f"### `{c.name}`\n\n{_body(c)}\n" for c in found if _body(c)]
     alone = [
-        [f"`{c.name}`", _markdown(c.no_vmap)]
+        [f"`{c.name}`", _cell(c.no_vmap)]
         for kind in ACTING
         for c in registry.list(kind)
         if registry.owner(c.name) in ours and (c.stateful or not c.vmappable)
@@ -108,7 +110,16 @@ def _rows(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _name(component: Component, _: dict[str, Any]) -> str:
-    return f"`{component.name}`<br>{_markdown(component.summary)}"
+    name = f"`{component.name}`"
+    linked = f"[{name}](#{component.name})" if _body(component) else name
+    return f"{linked}<br>{_cell(component.summary)}"
+
+
+def _body(component: Component) -> str:
+    """What its docstring says beside the summary, the parameters and the errors."""
+    paragraphs = re.split(r"\n\s*\n", component.doc)[1:]
+    plain = [p for p in paragraphs if not re.match(r"(Args|Returns|Raises|Attributes):|\s", p)]
+    return "\n\n".join(_markdown(p) for p in plain)
 
 
 def _tasks(component: Component, _: dict[str, Any]) -> str:
@@ -154,7 +165,7 @@ def _traits(component: Component, facts: dict[str, Any]) -> str:
     if component.stateful:
         traits.append("state")
     if component.cost:
-        traits.append(f"cost: {_markdown(component.cost)}")
+        traits.append(f"cost: {_cell(component.cost)}")
     return "; ".join(traits)
 
 
@@ -172,10 +183,17 @@ def _paper(component: Component) -> str:
 
 
 def _markdown(text: str) -> str:
-    """reST maths and code as GitHub shows them, safe inside a table."""
+    """reST maths, code and names as GitHub shows them."""
+    if text.startswith(".. math::"):
+        return f"```math{textwrap.dedent(text.removeprefix('.. math::'))}\n```"
     text = re.sub(r":math:`([^`]*)`", r"$`\1`$", text)
-    text = re.sub(r"``([^`]*)``", r"`\1`", text)
-    return text.replace("|", r"\|")
+    text = re.sub(r":\w+:`(?:[^`<]*<)?~?(?:[\w.]+\.)?(\w+)>?`", r"`\1`", text)
+    return re.sub(r"``([^`]*)``", r"`\1`", text)
+
+
+def _cell(text: str) -> str:
+    """The same, safe inside a table."""
+    return _markdown(text).replace("|", r"\|")
 
 
 def main() -> int:
