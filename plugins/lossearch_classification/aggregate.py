@@ -78,7 +78,7 @@ def bag_loss(
     paper's text could not be read.
     """
     bags, outputs, t = _read("bag_loss", base, bag, targets, predictions, logits)
-    return bags.average(_value(base, _pooled(base, bags, outputs), t[bags.member]))
+    return bags.average(_of_bags(base, bags, outputs, t))
 
 
 @loss(task=TASKS, paper=AGGREGATE, reads=_reads)
@@ -111,7 +111,7 @@ def instance_loss(
     Written from the catalogue's formula; the paper's text could not be read.
     """
     _, outputs, t = _read("instance_loss", base, bag, targets, predictions, logits)
-    return _value(base, outputs, t)
+    return _of_samples(base, outputs, t)
 
 
 @loss(task=TASKS, returns="batch", paper=AGGREGATE, reads=_reads)
@@ -146,8 +146,7 @@ def interpolated_bag_loss(
     Written from the catalogue's formula; the paper's text could not be read.
     """
     bags, outputs, t = _read("interpolated_bag_loss", base, bag, targets, predictions, logits)
-    whole = _value(base, _pooled(base, bags, outputs), t[bags.member])
-    single = bags.mean(_value(base, outputs, t))
+    whole, single = _of_bags(base, bags, outputs, t), bags.mean(_of_samples(base, outputs, t))
     return bags.average((1 - rho) * whole + rho * single)
 
 
@@ -252,7 +251,7 @@ def _read(
     predictions: Tensor | None,
     logits: Tensor | None,
 ) -> tuple[_Bags, Tensor, Tensor]:
-    """The bags, each sample's f (``bce``: log f and log(1 - f); else log f), and the targets."""
+    """The bags, each sample's output (f, its logits, or log f), and the targets."""
     field = {"predictions": predictions} if base == "squared" else {"logits": logits}
     (output,) = given(f"{name}(base='{base}')", **field)
     bags = _Bags(name, bag, targets)
@@ -267,8 +266,7 @@ def _read(
         return bags, f, t.to(f.dtype)
     if base == "bce":
         z, t, known = check_binary(name, output, targets, soft=True)
-        log_f = torch.stack((F.logsigmoid(z), F.logsigmoid(-z)), dim=-1)
-        return bags, log_f, torch.where(known, t, -1.0)
+        return bags, z, torch.where(known, t, -1.0) if any(known.stride()) else t
     if targets.is_floating_point():
         check_soft(name, output, targets)
     else:
@@ -276,17 +274,24 @@ def _read(
     return bags, raise_precision(output).log_softmax(1), targets
 
 
-def _pooled(base: str, bags: _Bags, outputs: Tensor) -> Tensor:
-    return bags.mean(outputs) if base == "squared" else bags.log_mean_exp(outputs)
+def _of_bags(base: str, bags: _Bags, outputs: Tensor, t: Tensor) -> Tensor:
+    """The loss of each bag's mean output, ``[B]`` slots."""
+    t = t[bags.member]
+    if base == "bce":
+        pair = torch.stack((F.logsigmoid(outputs), F.logsigmoid(-outputs)), dim=-1)
+        log_f, log_rest = bags.log_mean_exp(pair).unbind(-1)
+        return reduce_labels(-(t * log_f + (1 - t) * log_rest), t >= 0, "mean")
+    pool = bags.mean if base == "squared" else bags.log_mean_exp
+    return _of_samples(base, pool(outputs), t)
 
 
-def _value(base: str, outputs: Tensor, t: Tensor) -> Tensor:
-    """The loss of each row, a sample or a bag, ``[B]``."""
+def _of_samples(base: str, outputs: Tensor, t: Tensor) -> Tensor:
+    """The loss of each row's own output, ``[B]``."""
     if base == "squared":
         return (outputs - t).square().flatten(1).mean(1)
     if base == "bce":
-        log_f, log_rest = outputs.unbind(-1)
-        return reduce_labels(-(t * log_f + (1 - t) * log_rest), t >= 0, "mean")
+        values = F.binary_cross_entropy_with_logits(outputs, t, reduction="none")
+        return reduce_labels(values, t >= 0, "mean")
     if t.is_floating_point():
         return -(t.to(outputs.dtype) * outputs).sum(1)
     return -pick(outputs, t)
