@@ -39,7 +39,8 @@ ALONE = """\
 ## What goes one by one
 
 In a cohort these are computed one after the other, each on its own slice of the stacked outputs;
-all others in one call under vmap for all members that differ in numbers alone."""
+all others in one call under vmap for all members that differ in numbers alone. Those that call the
+network again, or predict by a rule of their own, train outside cohorts."""
 
 HEAD = """\
 # Components
