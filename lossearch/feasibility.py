@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from pydantic import BaseModel
 
 from lossearch.components import FIELDS, Component
 from lossearch.components.schedule import plain
-from lossearch.errors import LossearchError, did_you_mean
+from lossearch.errors import InfeasibleError, LossearchError, did_you_mean
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec
 
@@ -88,3 +88,37 @@ def objective_problems(
         if "selection" in loss[0].reads(loss[1]) and not mines_pairs:
             problems.append(f"{loss[0].name} reads 'selection': give its term a miner of pairs")
     return problems
+
+
+def read_objective(
+    document: Any,
+    where: str,
+    task: str,
+    *,
+    registry: Registry,
+    available: Set[str],
+    facts: dict[str, Any],
+) -> ObjectiveSpec:
+    """An objective that somebody wrote down, where it can be trained here.
+
+    Args:
+        document: Its document, or what stands in the place of one.
+        where: Where it stands, for messages.
+        task: The data's, and the objective's where it names none.
+        registry: Where its components are looked up.
+        available: The fields that a batch holds here.
+        facts: What components may know.
+
+    Raises:
+        SpecError: it is no objective.
+        InfeasibleError: it cannot be trained here.
+    """
+    if isinstance(document, Mapping):
+        document = {"task": task, **document}
+    spec = ObjectiveSpec.parse(document, where)
+    if spec.task != task:
+        raise InfeasibleError(f"{where} is {spec.task}; the data is {task}")
+    problems = objective_problems(spec, registry, available, facts)
+    if problems:
+        raise InfeasibleError(f"{where}: {'; '.join(problems)}")
+    return spec

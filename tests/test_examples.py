@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,15 +32,6 @@ def test_own_model(tmp_path: Path) -> None:
 def run(script: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-@pytest.fixture
-def samples() -> Path:
-    """The folder of real data beside the project."""
-    folder = Path(os.environ.get("LOSSEARCH_DATA", EXAMPLES.parents[1] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"the data folder is not here: {folder} (set LOSSEARCH_DATA)")
-    return folder.resolve()
 
 
 @pytest.mark.data

@@ -1,13 +1,12 @@
-"""Attacks on a network's inputs: projected gradient ascent, and the mode that it runs in."""
+"""Attacks on a network's inputs: projected gradient ascent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch.errors import FieldError, ModelError
 
@@ -19,23 +18,6 @@ def logits_of(model: Model, inputs: Tensor) -> Tensor:
     """The network's logits, of the mapping that it returns or as it returns them."""
     output = model(inputs)
     return output["logits"] if isinstance(output, Mapping) else output
-
-
-@contextmanager
-def evaluating(model: Model, kind: type[nn.Module] = nn.Module) -> Iterator[None]:
-    """The model's modules of this kind in evaluation mode, and each in its own mode afterwards.
-
-    Nothing moves running statistics meanwhile. A model that is no module is left as it is.
-    """
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    training = [m for m in modules if m.training and isinstance(m, kind)]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def pgd(
@@ -54,7 +36,8 @@ def pgd(
 
     A step goes along the gradient's signs (linf) or along the gradient at length 1 (l2), then back
     into the ball of radius ``epsilon`` around the inputs, then into the clip range. No parameter's
-    ``.grad`` is touched; the mode of the network is the caller's matter (:func:`evaluating`).
+    ``.grad`` is touched; the mode of the network is the caller's matter
+    (:func:`~lossearch.components.modes.evaluating`).
     Madry et al. 2018, arXiv:1706.06083.
 
     Args:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lossearch.components.modes import evaluating
 from lossearch.errors import ModelError
 from lossearch.models.network import CosineHead, Frozen, LinearHead, Network, scores
 from lossearch.models.zoo import DataLike, is_timm, nearest_timm
@@ -179,7 +178,7 @@ def _same(name: str, whole: nn.Module, split: nn.Module, info: DataLike) -> bool
     """Whether the split module scores a random batch as the whole one does."""
     inputs = _probe(info, like=whole)
     expected = scores(_run(name, whole, inputs, info))
-    with _evaluating(split):
+    with evaluating(split), torch.no_grad():
         try:
             embeddings = split[0](inputs)  # type: ignore[index]
             found = split[1](embeddings)  # type: ignore[index]
@@ -247,7 +246,7 @@ def _probe(info: DataLike, like: nn.Module) -> Tensor:
 
 
 def _run(name: str, module: nn.Module, inputs: Tensor, info: DataLike) -> Any:
-    with _evaluating(module):
+    with evaluating(module), torch.no_grad():
         try:
             return module(inputs)
         except ModelError:
@@ -258,16 +257,3 @@ def _run(name: str, module: nn.Module, inputs: Tensor, info: DataLike) -> Any:
                 f"model '{name}' does not take inputs of shape {_batch(inputs.shape)} "
                 f"(kind '{info.kind}'): {reason}"
             ) from error
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode without gradients, then each part in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -13,12 +13,13 @@ import numpy as np
 from torch import nn
 
 from lossearch.data import Dataset
-from lossearch.errors import InfeasibleError, StudyError, unknown
+from lossearch.errors import StudyError, unknown
 from lossearch.executors import make_executor
-from lossearch.feasibility import objective_problems
+from lossearch.feasibility import read_objective
 from lossearch.space import Between
 from lossearch.spec import ObjectiveSpec
 from lossearch.study.config import StudyConfig
+from lossearch.study.confirm import fresh_seeds
 from lossearch.study.setup import Setup, set_up
 from lossearch.training import Job, JobResult, Unit, UnitResult
 from lossearch.training.config import TUNABLE
@@ -80,7 +81,7 @@ def run_comparison(
             bare = setup.bare(spec)
             documents.append((bare if scale is None else scale.applied(bare)).document())
         tries = [values for _, values in given.values()]
-        first, *fresh = ((config.seed + _OFFSET + n) % 2**31 for n in range(seeds + 1))
+        first, *fresh = fresh_seeds(config.seed, seeds + 1, _OFFSET)
         probes = [
             Job(i, documents[i], values, first, config.training.epochs, variant=n)
             for i, each in enumerate(tries)
@@ -177,22 +178,20 @@ def _read(
 
 def _objective(given: Any, where: str, setup: Setup) -> ObjectiveSpec:
     """An objective in any of its forms, checked against the data and the model."""
-    task = setup.data.info.task
     if isinstance(given, ObjectiveSpec):
         given = given.document()
     if isinstance(given, str) or (isinstance(given, Mapping) and "name" in given):
         given = {"loss": given}
     if isinstance(given, Mapping) and "loss" in given:
         given = {"terms": [given]}
-    if isinstance(given, Mapping):
-        given = {"task": task, **given}
-    spec = ObjectiveSpec.parse(given, where)
-    if spec.task != task:
-        raise InfeasibleError(f"{where} is {spec.task}; the data is {task}")
-    problems = objective_problems(spec, setup.registry, setup.available, setup.facts)
-    if problems:
-        raise InfeasibleError(f"{where}: {'; '.join(problems)}")
-    return spec
+    return read_objective(
+        given,
+        where,
+        setup.data.info.task,
+        registry=setup.registry,
+        available=setup.available,
+        facts=setup.facts,
+    )
 
 
 def _values(own: dict[str, float], where: str, setup: Setup) -> list[dict[str, float]]:

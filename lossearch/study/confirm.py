@@ -56,7 +56,12 @@ class Confirmation:
 
 def confirmation_seeds(seed: int, count: int) -> list[int]:
     """The seeds of the confirmation, none of which the search trained with."""
-    return [(seed + _OFFSET + i) % 2**31 for i in range(count)]
+    return fresh_seeds(seed, count, _OFFSET)
+
+
+def fresh_seeds(seed: int, count: int, offset: int) -> list[int]:
+    """Seeds in a row, so far from a study's own."""
+    return [(seed + offset + i) % 2**31 for i in range(count)]
 
 
 def best_first(trials: Iterable[Trial], metrics: Sequence[Component]) -> list[Trial]:

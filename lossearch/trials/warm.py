@@ -12,7 +12,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FixedTrial
 
 from lossearch.errors import SpecError, StudyError
-from lossearch.feasibility import objective_problems
+from lossearch.feasibility import read_objective
 from lossearch.registry import Registry
 from lossearch.space import Between, Space, Value
 from lossearch.spec import ObjectiveSpec
@@ -159,14 +159,11 @@ def read_given(
         if isinstance(document, str):
             document = {"terms": [{"loss": document}]}
         try:
-            spec = ObjectiveSpec.parse({"task": task, **document}, where)
+            spec = read_objective(
+                document, where, task, registry=registry, available=available, facts=facts
+            )
         except SpecError as error:
             raise StudyError(str(error)) from None
-        if spec.task != task:
-            raise StudyError(f"{where} is {spec.task}; the data is {task}")
-        problems = objective_problems(spec, registry, available, facts)
-        if problems:
-            raise StudyError(f"{where}: {'; '.join(problems)}")
         found.append(spec)
     return found
 

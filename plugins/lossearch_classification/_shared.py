@@ -102,7 +102,7 @@ def check_binary(
     if readable(t):
         labels = t.to(z.dtype)
         if _all_within(labels) if soft else _all_binary(labels):  # the usual, in few passes
-            return z, labels, _all_known(z)
+            return z, labels, all_known(z)
         legal = (t == -1) | ((t >= 0) & (t <= 1) if soft else (t == 0) | (t == 1))
         if not legal.all():
             allowed = "in [0, 1], or -1 for unknown" if soft else "0, 1, or -1 for unknown"
@@ -121,18 +121,24 @@ def _all_binary(t: Tensor) -> bool:
     return bool(torch.dot(gap, gap) == 0)
 
 
-def _all_known(z: Tensor) -> Tensor:
+def all_known(z: Tensor) -> Tensor:
+    """The mask of labels ``[B, L, ...]`` that are all known: one True expanded."""
     return torch.ones((), dtype=torch.bool, device=z.device).expand(z.shape)
+
+
+def are_all(known: Tensor) -> bool:
+    """Whether a mask is that of :func:`all_known`; no value is looked at."""
+    return not any(known.stride())
 
 
 def of_known(values: Tensor, known: Tensor) -> Tensor:
     """Label values ``[B, L, ...]``, 0 where the label is unknown."""
-    return torch.where(known, values, 0.0) if any(known.stride()) else values
+    return values if are_all(known) else torch.where(known, values, 0.0)
 
 
 def reduce_labels(values: Tensor, known: Tensor, how: LabelReduction) -> Tensor:
     """Label values ``[B, L, ...]`` to ``[B]``; unknown labels count neither way."""
-    if not any(known.stride()):  # all of them, as check_binary says it
+    if are_all(known):
         return dense_mean(values.mean(1) if how == "mean" else values.sum(1))
     total = of_known(values, known).sum(1)
     return dense_mean(total / known.sum(1).clamp(min=1) if how == "mean" else total)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lossearch import Choices, Given, Paper, Range, loss
 from lossearch.components import Drawing, raise_precision
-from lossearch.components.attacks import Model, Norm, evaluating, logits_of, pgd
+from lossearch.components.attacks import Model, Norm, logits_of, pgd
 from lossearch.components.drawing import on_device
+from lossearch.components.modes import evaluating
 from lossearch.errors import FieldError, ParameterError
 from lossearch_classification._shared import check_multiclass, pick
 from lossearch_classification.robust import comp_sum

@@ -19,6 +19,7 @@ from lossearch import ByTask, Choices, Paper, Range, loss
 from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 from lossearch_classification._shared import (
+    all_known,
     check_binary,
     check_multiclass,
     check_soft,
@@ -77,8 +78,8 @@ def bag_loss(
     Written from the catalogue's formula (the paper's abstract and a public review of it); the
     paper's text could not be read.
     """
-    bags, outputs, t = _read("bag_loss", base, bag, targets, predictions, logits)
-    return bags.average(_of_bags(base, bags, outputs, t))
+    bags, *seen = _read("bag_loss", base, bag, targets, predictions, logits)
+    return bags.average(_of_bags(base, bags, *seen))
 
 
 @loss(task=TASKS, paper=AGGREGATE, reads=_reads)
@@ -110,8 +111,8 @@ def instance_loss(
 
     Written from the catalogue's formula; the paper's text could not be read.
     """
-    _, outputs, t = _read("instance_loss", base, bag, targets, predictions, logits)
-    return _of_samples(base, outputs, t)
+    _, *seen = _read("instance_loss", base, bag, targets, predictions, logits)
+    return _of_samples(base, *seen)
 
 
 @loss(task=TASKS, returns="batch", paper=AGGREGATE, reads=_reads)
@@ -145,8 +146,8 @@ def interpolated_bag_loss(
 
     Written from the catalogue's formula; the paper's text could not be read.
     """
-    bags, outputs, t = _read("interpolated_bag_loss", base, bag, targets, predictions, logits)
-    whole, single = _of_bags(base, bags, outputs, t), bags.mean(_of_samples(base, outputs, t))
+    bags, *seen = _read("interpolated_bag_loss", base, bag, targets, predictions, logits)
+    whole, single = _of_bags(base, bags, *seen), bags.mean(_of_samples(base, *seen))
     return bags.average((1 - rho) * whole + rho * single)
 
 
@@ -250,8 +251,8 @@ def _read(
     targets: Tensor,
     predictions: Tensor | None,
     logits: Tensor | None,
-) -> tuple[_Bags, Tensor, Tensor]:
-    """The bags, each sample's output (f, its logits, or log f), and the targets."""
+) -> tuple[_Bags, Tensor, Tensor, Tensor]:
+    """The bags; of each sample its output (f, logits or log f), targets, and which are known."""
     field = {"predictions": predictions} if base == "squared" else {"logits": logits}
     (output,) = given(f"{name}(base='{base}')", **field)
     bags = _Bags(name, bag, targets)
@@ -263,35 +264,35 @@ def _read(
                 f"{name}: predictions {list(output.shape)} go with targets of that shape, "
                 f"not {list(targets.shape)}"
             )
-        return bags, f, t.to(f.dtype)
+        return bags, f, t.to(f.dtype), all_known(t)
     if base == "bce":
         z, t, known = check_binary(name, output, targets, soft=True)
-        return bags, z, torch.where(known, t, -1.0) if any(known.stride()) else t
+        return bags, z, t, known
     if targets.is_floating_point():
         check_soft(name, output, targets)
     else:
         check_multiclass(name, output, targets)
-    return bags, raise_precision(output).log_softmax(1), targets
+    return bags, raise_precision(output).log_softmax(1), targets, all_known(targets)
 
 
-def _of_bags(base: str, bags: _Bags, outputs: Tensor, t: Tensor) -> Tensor:
+def _of_bags(base: str, bags: _Bags, outputs: Tensor, t: Tensor, known: Tensor) -> Tensor:
     """The loss of each bag's mean output, ``[B]`` slots."""
-    t = t[bags.member]
+    t, known = t[bags.member], known[bags.member]
     if base == "bce":
         pair = torch.stack((F.logsigmoid(outputs), F.logsigmoid(-outputs)), dim=-1)
         log_f, log_rest = bags.log_mean_exp(pair).unbind(-1)
-        return reduce_labels(-(t * log_f + (1 - t) * log_rest), t >= 0, "mean")
+        return reduce_labels(-(t * log_f + (1 - t) * log_rest), known, "mean")
     pool = bags.mean if base == "squared" else bags.log_mean_exp
-    return _of_samples(base, pool(outputs), t)
+    return _of_samples(base, pool(outputs), t, known)
 
 
-def _of_samples(base: str, outputs: Tensor, t: Tensor) -> Tensor:
+def _of_samples(base: str, outputs: Tensor, t: Tensor, known: Tensor) -> Tensor:
     """The loss of each row's own output, ``[B]``."""
     if base == "squared":
         return (outputs - t).square().flatten(1).mean(1)
     if base == "bce":
         values = F.binary_cross_entropy_with_logits(outputs, t, reduction="none")
-        return reduce_labels(values, t >= 0, "mean")
+        return reduce_labels(values, known, "mean")
     if t.is_floating_point():
         return -(t.to(outputs.dtype) * outputs).sum(1)
     return -pick(outputs, t)

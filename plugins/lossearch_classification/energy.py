@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossearch import Paper, Range, loss
 from lossearch.components import raise_precision
-from lossearch.components.attacks import Model, evaluating, logits_of, pgd
+from lossearch.components.attacks import Model, logits_of, pgd
+from lossearch.components.modes import evaluating
 from lossearch.errors import FieldError
 from lossearch_classification._shared import check_multiclass, softplus
 

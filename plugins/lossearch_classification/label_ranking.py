@@ -26,6 +26,8 @@ DUAL_ENCODERS = Paper(
 
 
 class _Drawing(Drawing):
+    """Draws, where numbers were not handed in."""
+
     def draw(self, draws: Tensor | None, like: Tensor, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1): those handed in, or new ones."""
         if draws is None:

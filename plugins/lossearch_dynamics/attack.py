@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import lossearch
 from lossearch import Choices, Given, Range
 from lossearch.components import Drawing
-from lossearch.components.attacks import Norm, evaluating, logits_of, pgd
+from lossearch.components.attacks import Norm, logits_of, pgd
+from lossearch.components.modes import evaluating
 from lossearch.errors import ParameterError
 from lossearch_dynamics.providers import check_real
 

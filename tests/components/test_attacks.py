@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossearch.components.attacks import Norm, evaluating, logits_of, pgd
+from lossearch.components.attacks import Norm, logits_of, pgd
+from lossearch.components.modes import evaluating
 from lossearch.errors import FieldError, ModelError
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
