@@ -33,6 +33,7 @@ class DataInfo:
         kind: What a sample is.
         fingerprint: A sha256 over inputs, labels, splits and noise, the same in every process.
         noise_rate: The share of training labels that the noise did change.
+        notes: What a person should know of the reading, a sentence each.
     """
 
     task: str
@@ -47,6 +48,7 @@ class DataInfo:
     kind: Literal["table", "image", "other"]
     fingerprint: str
     noise_rate: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class Split:

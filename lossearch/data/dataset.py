@@ -63,6 +63,8 @@ class Dataset:
         image_size: Side in pixels that images of files are brought to; where left out, that of
             the first image, at most 224.
         augment: Whether training images are cropped and flipped at random.
+        notes: What a person should know of the reading, a sentence each: what was guessed, left
+            out or changed. They go to the terminal, the report and ``lossearch data``.
     """
 
     inputs: Inputs
@@ -72,6 +74,7 @@ class Dataset:
     test: tuple[Inputs, Any] | None = None
     image_size: int | None = None
     augment: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def as_dataset(

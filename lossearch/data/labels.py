@@ -73,12 +73,14 @@ class Labels:
         values: The raw value of each class, in order; none where there are no classes.
         class_names: Their names. For binary ones the second is the positive class.
         width: How many labels a multilabel or a regression sample has.
+        notes: What was guessed or changed in reading them, a sentence each.
     """
 
     task: str
     values: tuple[Any, ...]
     class_names: tuple[str, ...]
     width: int = 1
+    notes: tuple[str, ...] = ()
 
     def encode(self, raw: np.ndarray) -> Tensor:
         """Multiclass int64 ``(N,)``; all others float32, ``(N,)`` or ``(N, labels)``.

@@ -127,6 +127,7 @@ def prepare_dataset(
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
+        notes=(*dataset.notes, *labels.notes),
     )
     return Data(*splits, info=info, table=loaded.table)
 
