@@ -46,6 +46,10 @@ class StudyError(LossearchError):
     """A study cannot start, go on or be read."""
 
 
+class StorageError(StudyError):
+    """A file of a study cannot be written (a full disk): the study stops, and resumes whole."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """The end of a message: ``; did you mean 'focal'?``, or nothing without a near match."""
     match = get_close_matches(name, list(options), n=1, cutoff=0.6)

@@ -1,10 +1,15 @@
-"""Evaluation mode for a while."""
+"""Modes for a while: evaluation, and what a component can change of its process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -24,3 +29,64 @@ def evaluating(model: object, kind: type[nn.Module] = nn.Module) -> Iterator[Non
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Put back what code in here changes of the process, so that nobody after it trains by it.
+
+    Grad and autocast mode, torch's defaults of type, device, threads, determinism, precision and
+    anomaly detection, the random states of Python and NumPy and NumPy's handling of errors, the
+    working directory and the environment. Torch's own random state is its user's to fork.
+    """
+    folder = os.getcwd()
+    environment = dict(os.environ)
+    python, numpy, errors = random.getstate(), np.random.get_state(), np.geterr()
+    before = _torch_state()
+    device = torch.get_default_device()
+    try:
+        yield
+    finally:
+        now = _torch_state()
+        for key, value in before.items():
+            if now[key] != value:
+                _SETTERS[key](value)
+        if torch.get_default_device() != device:
+            # "cpu" would leave a mode behind that every call goes through
+            torch.set_default_device(None if device.type == "cpu" else device)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        np.seterr(**errors)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        with suppress(OSError):
+            os.chdir(folder)
+
+
+def _torch_state() -> dict[str, object]:
+    return {key: get() for key, get in _GETTERS.items()}
+
+
+_GETTERS = {
+    "grad": torch.is_grad_enabled,
+    "dtype": torch.get_default_dtype,
+    "threads": torch.get_num_threads,
+    "autocast": lambda: torch.is_autocast_enabled("cpu"),
+    "autocast of GPUs": lambda: torch.is_autocast_enabled("cuda"),
+    "deterministic": torch.get_deterministic_debug_mode,
+    "precision": torch.get_float32_matmul_precision,
+    "anomaly": lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+    "benchmark": lambda: torch.backends.cudnn.benchmark,
+}
+_SETTERS: dict[str, Callable[[Any], object]] = {
+    "grad": torch.set_grad_enabled,
+    "dtype": torch.set_default_dtype,
+    "threads": torch.set_num_threads,
+    "autocast": lambda on: torch.set_autocast_enabled("cpu", on),
+    "autocast of GPUs": lambda on: torch.set_autocast_enabled("cuda", on),
+    "deterministic": torch.set_deterministic_debug_mode,
+    "precision": torch.set_float32_matmul_precision,
+    "anomaly": lambda modes: torch.autograd.set_detect_anomaly(*modes),
+    "benchmark": lambda on: setattr(torch.backends.cudnn, "benchmark", on),
+}

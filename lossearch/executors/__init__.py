@@ -1,4 +1,4 @@
-"""Where units of work run: in this process, or on Ray."""
+"""Where units of work run: in a process beside this one, or on Ray."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lossearch.errors import unknown
-from lossearch.training import Recipe, Unit, UnitResult
+from lossearch.executors.bench import Bench
+from lossearch.executors.source import Source
 
 EXECUTORS = ("local", "ray")
-
-
-class Source(Protocol):
-    """Hands out units and takes their results; the study is one."""
-
-    def next(self) -> Unit | None:
-        """The next unit, or ``None`` where there is nothing to do until a result is in."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """Whether no unit will come any more."""
-        ...
-
-    def report(self, unit: Unit, result: UnitResult) -> None:
-        """Take the results of a unit."""
-        ...
 
 
 class Executor(Protocol):
@@ -42,8 +26,13 @@ class Executor(Protocol):
         """GPUs of one worker, a fraction where several share one; 1 without any."""
         ...
 
-    def run(self, recipe: Recipe, source: Source) -> None:
-        """Run every unit; a KeyboardInterrupt stops it and passes through."""
+    def run(self, bench: Bench, source: Source) -> None:
+        """Run every unit; a KeyboardInterrupt stops it and passes through.
+
+        Args:
+            bench: The study's in the driver's reach, whose recipe all units share.
+            source: Who hands out the units.
+        """
         ...
 
 

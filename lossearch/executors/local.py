@@ -1,20 +1,20 @@
-"""Runs units one after the other in this process."""
+"""Runs units one after the other, on the bench beside the driver."""
 
 from __future__ import annotations
 
-from lossearch.executors import Source
-from lossearch.registry import current
-from lossearch.training import Recipe, Workbench
+from lossearch.executors.bench import Bench
+from lossearch.executors.rescue import Rescue
+from lossearch.executors.source import Source
 
 
 class LocalExecutor:
-    """The executor without any moving part: no cluster, no extra process."""
+    """The executor without a cluster: the driver waits while its bench works."""
 
     workers = 1
     devices = 1.0
 
-    def run(self, recipe: Recipe, source: Source) -> None:
-        bench = Workbench(recipe, current())
+    def run(self, bench: Bench, source: Source) -> None:
+        source = Rescue(source)
         while not source.over:
             unit = source.next()
             if unit is None:

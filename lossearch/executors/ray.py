@@ -8,11 +8,16 @@ import os
 import socket
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from lossearch.errors import StudyError
-from lossearch.executors import ExecutorConfig, Source
-from lossearch.training import JobResult, Recipe, Unit, UnitResult, Workbench
+from lossearch.executors import ExecutorConfig
+from lossearch.executors.bench import Bench
+from lossearch.executors.rescue import Rescue
+from lossearch.executors.source import Source
+from lossearch.executors.watch import last_words, watched
+from lossearch.training import Recipe, Unit, UnitResult, Workbench
 
 # Set before Ray is imported: no logger files for each trial, no second Ctrl-C handler, no
 # telemetry, and accelerators hidden only where a worker asks for none.
@@ -77,15 +82,22 @@ class _UnitTrainable(tune.Trainable):
         if self.start is not None:
             ray.get(self.start.arrive.remote())
             self.start = None
-        return {"done": True, "unit_result": self.bench.run(self.unit)}
+        with watched(_words(self.bench.recipe, self.unit), self.bench.limit(self.unit)):
+            return {"done": True, "unit_result": self.bench.run(self.unit)}
+
+
+def _words(recipe: Recipe, unit: Unit) -> Path:
+    """Where a worker says how it ended: it lies with the checkpoints, which all nodes share."""
+    return recipe.checkpoints / f".{unit.number}-{unit.jobs[0].name if unit.jobs else 'measure'}"
 
 
 class _Feed(Searcher):
     """Hands Tune the source's units, and the source their results."""
 
-    def __init__(self, source: Source, workers: int, start: Any) -> None:
+    def __init__(self, source: Source, recipe: Recipe, workers: int, start: Any) -> None:
         super().__init__(metric="training_iteration", mode="max")
-        self.source, self.workers, self.start = source, workers, start
+        self.source, self.recipe = source, recipe
+        self.workers, self.start = workers, start
         self.running: dict[str, Unit] = {}
         self.error: BaseException | None = None
 
@@ -110,20 +122,8 @@ class _Feed(Searcher):
         if unit is None:
             return
         if error or result is None or "unit_result" not in result:
-            died = "the worker process died (out of memory, or killed)"
-            found = UnitResult(
-                [
-                    JobResult(
-                        j.trial,
-                        j.seed,
-                        done=True,
-                        reason="worker_died",
-                        detail=died,
-                        variant=j.variant,
-                    )
-                    for j in unit.jobs
-                ]
-            )
+            reason, detail = last_words(_words(self.recipe, unit))
+            found = UnitResult(died=reason, detail=detail)
         else:
             found = result["unit_result"]
         try:
@@ -193,9 +193,10 @@ class RayExecutor:
             ) from None
         self._started = True
 
-    def run(self, recipe: Recipe, source: Source) -> None:
+    def run(self, bench: Bench, source: Source) -> None:
+        recipe = bench.recipe
         start = _Start.remote()
-        feed = _Feed(source, self.workers, start)
+        feed = _Feed(Rescue(source), recipe, self.workers, start)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.workers)  # all start at once
         # A result holds live objects; nothing but the ledger is to keep it.
         with tempfile.TemporaryDirectory(prefix="lossearch-ray-") as scratch:
@@ -245,11 +246,11 @@ def _answers(address: str) -> bool:
 
 
 def _quietly(call: Any) -> None:
-    """Tune's own tables and warnings say nothing of losses; the study shows its progress."""
+    """Tune's own tables and errors say nothing of losses; the study tells what became of them."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.air", "ray.train")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         call()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from lossearch.data import Dataset
 from lossearch.errors import StudyError, unknown
 from lossearch.executors import make_executor
+from lossearch.executors.bench import open_bench
 from lossearch.feasibility import read_objective
 from lossearch.space import Between
 from lossearch.spec import ObjectiveSpec
@@ -72,14 +74,16 @@ def run_comparison(
     if config.finetune is not None:
         raise StudyError("finetune is the second stage of a search; leave it out of a comparison")
     setup = set_up(config, dataset=dataset, module=module)
-    with tempfile.TemporaryDirectory(prefix="lossearch-compare-") as scratch:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lossearch-compare-"))
         setup = setup.with_features(Path(scratch) / "study", lambda done, total: None)
         given = _read(objectives, setup)
-        scale = setup.scale()
-        documents = []
-        for spec, _ in given.values():
-            bare = setup.bare(spec)
-            documents.append((bare if scale is None else scale.applied(bare)).document())
+        bench = stack.enter_context(closing(open_bench(setup.recipe(Path(scratch)))))
+        specs = [setup.bare(spec) for spec, _ in given.values()]
+        documents = [
+            (s if f is None else s.model_copy(update={"scale": f})).document()
+            for s, f in zip(specs, (look.factor for look in bench.look(specs)), strict=True)
+        ]
         tries = [values for _, values in given.values()]
         first, *fresh = fresh_seeds(config.seed, seeds + 1, _OFFSET)
         probes = [
@@ -92,7 +96,7 @@ def run_comparison(
 
         def train(units: list[list[Job]], before: int) -> list[JobResult]:
             source = _Units(units, lambda done: heard(before + done, total))
-            make_executor(config.executor).run(setup.recipe(Path(scratch)), source)
+            make_executor(config.executor).run(bench, source)
             return source.results
 
         by_rate = [[job for job in probes if job.variant == n] for n in range(RATES)]

@@ -4,50 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-
+from lossearch.executors.bench import Bench
 from lossearch.feasibility import objective_problems
 from lossearch.spec import ObjectiveSpec
 from lossearch.study.setup import Setup
-from lossearch.trials.fingerprint import fingerprint_all
+from lossearch.training.inspection import TOGETHER, Look
+from lossearch.training.unit import Death
 from lossearch.trials.ledger import Trial
-from lossearch.trials.looks import Looks
-from lossearch.trials.preflight import Refusal, preflight_all
+from lossearch.trials.preflight import Refusal
 from lossearch.trials.proposer import Proposal
 
-TOGETHER = 64  # objectives of one look: memory grows with them, and what a call costs is shared
+FATAL = ("worker_died", "timed_out")
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What is known of an objective, whatever its training hyperparameters."""
+class _Known(Look):
+    """A look, or why the objective cannot be trained here at all."""
 
     problems: Sequence[str] = ()
-    refused: Refusal | None = None
-    fingerprint: np.ndarray | None = None
-    factor: float | None = None
 
 
 class Gate:
-    """Describes proposals for the ledger: as trials to train, or as rejected, with the reason."""
+    """Describes proposals for the ledger: as trials to train, or as rejected, with the reason.
 
-    def __init__(self, setup: Setup, trials: Iterable[Trial]) -> None:
-        self.setup, self.registry = setup, setup.registry
-        self.probe, self.bf16, self.scale = setup.probe(), setup.bf16, setup.scale()
+    Args:
+        setup: The study.
+        trials: Those that it knows already.
+        bench: Where objectives are looked at.
+    """
+
+    def __init__(self, setup: Setup, trials: Iterable[Trial], bench: Bench) -> None:
+        self.setup, self.registry, self.bench = setup, setup.registry, bench
         self.known = setup.fingerprints()  # every trial that was let through
         self.baselines = setup.fingerprints()
-        self._looks: dict[str, _Look] = {}
-        passed = [t for t in trials if t.status != "rejected"]
+        self._looks: dict[str, _Known] = {}
+        self._fatal: dict[str, Refusal] = {}  # what took its process down is not tried again
+        passed: list[tuple[Trial, ObjectiveSpec]] = []
+        for trial in trials:
+            spec = self.setup.bare(ObjectiveSpec.parse(trial.objective))
+            if trial.reason in FATAL:
+                self._fatal[spec.key] = Refusal(cast(Death, trial.reason), trial.detail)
+            elif trial.status != "rejected":
+                passed.append((trial, spec))
         for begin in range(0, len(passed), TOGETHER):
             some = passed[begin : begin + TOGETHER]
-            specs = [self.setup.bare(ObjectiveSpec.parse(t.objective)) for t in some]
-            found = fingerprint_all(Looks(specs, self.registry, self.probe))
-            for trial, spec, each in zip(some, specs, found, strict=True):
-                self.known.add(trial.number, spec, each, trial.training)
+            found = bench.fingerprints([spec for _, spec in some])
+            for (trial, spec), each in zip(some, found, strict=True):
+                self.known.add(trial.number, spec, each.fingerprint, trial.training)
                 if trial.role == "baseline":
-                    self.baselines.add(trial.number, spec, each, {})
+                    self.baselines.add(trial.number, spec, each.fingerprint, {})
 
     def look(self, proposals: Sequence[Proposal]) -> None:
         """Look at proposals together, for :meth:`describe` to tell of each."""
@@ -61,21 +68,19 @@ class Gate:
                 spec, self.registry, self.setup.available, self.setup.facts
             )
             if problems:
-                self._looks[key] = _Look(problems)
+                self._looks[key] = _Known(problems=problems)
+            elif key in self._fatal:
+                self._looks[key] = _Known(self._fatal[key])
             else:
                 wanted.append(spec)
         for begin in range(0, len(wanted), TOGETHER):
             self._look(wanted[begin : begin + TOGETHER])
 
     def _look(self, specs: list[ObjectiveSpec]) -> None:
-        looks = Looks(specs, self.registry, self.probe)
-        refused = preflight_all(looks, self.setup.metric, bf16=self.bf16)
-        found = fingerprint_all(looks)
-        factors: list[float | None] = [None] * len(specs)
-        if self.scale is not None:
-            factors = [*self.scale.of_all(specs)]
-        for spec, why, each, factor in zip(specs, refused, found, factors, strict=True):
-            self._looks[spec.key] = _Look((), why, each, factor)
+        for spec, look in zip(specs, self.bench.look(specs), strict=True):
+            self._looks[spec.key] = _Known(look.refused, look.fingerprint, look.factor)
+            if look.refused is not None and look.refused.reason in FATAL:
+                self._fatal[spec.key] = look.refused
 
     def describe(self, number: int, proposal: Proposal) -> tuple[str, dict[str, Any]]:
         """The ledger's event for a proposal, and its row."""

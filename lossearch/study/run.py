@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from lossearch.executors.bench import Bench
 from lossearch.study.attribution import Attribution
 from lossearch.study.confirm import Confirmation, best_first, finalists
 from lossearch.study.finetune import Finetune
@@ -30,6 +31,11 @@ class Run(Journal):
     the verdict. Every event goes to the ledger first, then to the listeners.
 
     Args:
+        setup: The study.
+        folder: Its folder.
+        ledger: Its ledger.
+        state: What that says.
+        bench: Where objectives are looked at before they train.
         workers: How many units run side by side.
         devices: GPUs of one of them.
     """
@@ -40,12 +46,13 @@ class Run(Journal):
         folder: Folder,
         ledger: Ledger,
         state: State,
+        bench: Bench,
         workers: int = 1,
         devices: float = 1.0,
     ) -> None:
         super().__init__(ledger, state, [])
         self.setup, self.folder = setup, folder
-        search = Search(setup, folder, self, devices)
+        search = Search(setup, folder, self, bench, devices)
         trials = max(1, search.expected // (BATCHES * workers))
         self.wanted = min(MOST, trials * search.points)
         second = (lambda: Finetune(setup, self),) if setup.config.finetune is not None else ()

@@ -7,6 +7,7 @@ import time
 from itertools import islice
 from typing import Any
 
+from lossearch.executors.bench import Bench
 from lossearch.study.confirm import best_first, finalists, next_in_line
 from lossearch.study.folder import Folder
 from lossearch.study.gate import Gate
@@ -31,18 +32,19 @@ class Search:
         setup: The study.
         folder: Where checkpoints lie.
         journal: What happened so far, and where the rest is written.
+        bench: Where objectives are looked at before they train.
         devices: GPUs of one worker.
     """
 
     def __init__(
-        self, setup: Setup, folder: Folder, journal: Journal, devices: float = 1.0
+        self, setup: Setup, folder: Folder, journal: Journal, bench: Bench, devices: float = 1.0
     ) -> None:
         self.setup, self.folder, self.journal = setup, folder, journal
         self.devices = devices
         self.state, self.rungs = journal.state, setup.rungs
         self.maximize = setup.maximize
         self.stopped: Stop | None = None  # why no more is proposed
-        self.gate = Gate(setup, self.state.trials.values())
+        self.gate = Gate(setup, self.state.trials.values(), bench)
         self.proposer = setup.proposer()
         self.proposer.restore(self.state.trials.values())
         self._ahead = MANY  # fewer where many are refused, and those after them proposed anew

@@ -16,6 +16,7 @@ from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
 from lossearch.errors import StudyError
 from lossearch.executors import Executor, make_executor
+from lossearch.executors.bench import open_bench
 from lossearch.objective import Objective, load_objective
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
@@ -200,7 +201,8 @@ def _go(
         setup = setup.with_features(folder.path, progress)
     ledger = Ledger(folder.ledger)
     tracker = _tracker(setup.config, folder)
-    run = Run(setup, folder, ledger, state, executor.workers, executor.devices)
+    bench = open_bench(setup.recipe(folder.checkpoints))
+    run = Run(setup, folder, ledger, state, bench, executor.workers, executor.devices)
     run.listeners.append(_Keeper(setup, folder, state, run.best()))
     if tracker is not None:
         if study_row is None:
@@ -213,7 +215,7 @@ def _go(
             shown = display(run, executor)
             run.listeners.append(shown)
         if not run.over:
-            executor.run(setup.recipe(folder.checkpoints), run)
+            executor.run(bench, run)
         run.record("ended", status="complete")
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -223,6 +225,7 @@ def _go(
             shown(state, {"event": "ended", "status": status})
         raise
     finally:
+        bench.close()
         problems = _finish(setup, folder, run, tracker)
         ledger.close()
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)

@@ -26,9 +26,8 @@ from lossearch.space import Space
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
 from lossearch.training import Job, Recipe
-from lossearch.training.plan import Plan
+from lossearch.training.inspection import Inspection
 from lossearch.training.providers import available_fields, try_providers
-from lossearch.training.scale import Scale
 from lossearch.training.trainer import facts_of, pick_device, pick_precision
 from lossearch.trials.fingerprint import Fingerprints
 from lossearch.trials.probe import Probe
@@ -155,15 +154,12 @@ class Setup:
         set_here = self.config.fairness.gradient_norm
         return spec.model_copy(update={"scale": 1.0}) if set_here else spec
 
-    def scale(self) -> Scale | None:
-        """What brings objectives to the baseline's gradient norm, if that is wanted."""
-        config = self.config
-        if not config.fairness.gradient_norm:
-            return None
-        here = config.training.model_copy(update={"device": "cpu", "precision": "float32"})
-        metric = self.metric.build(task=self.data.info.task)
-        plan = Plan(self.data, self.model, here, metric, self.registry, config.providers)
-        return Scale(plan, next(iter(self.baseline.references()))[0], config.seed)
+    @property
+    def inspection(self) -> Inspection:
+        """With what objectives are looked at before they train."""
+        fair = self.config.fairness.gradient_norm
+        reference = next(iter(self.baseline.references()))[0] if fair else None
+        return Inspection(self.probe(), self.bf16, reference, self.config.seed)
 
     def with_features(self, folder: Path, progress: Callable[[int, int], None]) -> Setup:
         """Where the backbone is frozen, the search of heads on its embeddings."""
@@ -216,6 +212,7 @@ class Setup:
             providers=self.config.providers,
             files=self.files,
             plugins=tuple(self.plugins.loaded),
+            inspection=self.inspection,
         )
 
 

@@ -18,6 +18,7 @@ _SECONDS = 0.5  # enough time to measure one size
 # A CPU's step of this length is spent in kernels: a stack could save dispatch alone.
 _SLOW = 0.1
 _SAME = 1e-3
+STEPS_TIMED = 3  # the first ones load much
 
 
 class Choice:
@@ -33,6 +34,7 @@ class Choice:
         self.problem: str | None = None
         self.most = max(_SIZES)
         self._gains: dict[int, float] = {}
+        self._stepped, self._step = False, None
 
     def pays(self, size: int) -> bool:
         """Whether this many jobs are done sooner as a stack than one after the other."""
@@ -67,6 +69,28 @@ class Choice:
                 warnings.simplefilter("ignore")
                 self._gains[bucket] = self._measure(bucket)
         return self._gains[bucket]
+
+    def step_seconds(self) -> float | None:
+        """A plain step of the model alone, its batch fetched; ``None`` where it fails."""
+        if not self._stepped:
+            self._stepped = True
+            with torch.random.fork_rng():
+                self._step = self._first_steps()
+        return self._step
+
+    def _first_steps(self) -> float | None:
+        plan, taken = self.plan, []
+        try:
+            batches = iter(plan.batches(torch.Generator().manual_seed(0), 0))
+            for _ in range(STEPS_TIMED):
+                begin = time.perf_counter()
+                if (batch := next(batches, None)) is None:
+                    break
+                self._single(batch["inputs"])()
+                taken.append(time.perf_counter() - begin)
+        except Exception:  # training will say what it was
+            return None
+        return taken[-1] if taken else None
 
     def refuse(self, size: int) -> None:
         """Memory does not hold this many."""

@@ -53,6 +53,12 @@ class TrainingConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds that one trial may take to its next rung; where left out, a minute "
+        "and 30 times what its steps were measured to take",
+    )
 
     @model_validator(mode="after")
     def _positive(self) -> TrainingConfig:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lossearch.components.modes import process_state_kept
 from lossearch.grouped import Grouped, by_signature
 from lossearch.models import CosineHead
 from lossearch.objective import Objective, cosine_scale
@@ -34,7 +35,7 @@ class Scale:
     The rest of the network follows linearly from there, and its forward pass is done once.
 
     Args:
-        plan: The study's, on the CPU: this runs in the driver.
+        plan: The study's, on the CPU.
         reference: The objective whose norm the others get.
         seed: Of the initial weights.
     """
@@ -86,7 +87,7 @@ class Scale:
         return found
 
     def _built(self, spec: ObjectiveSpec) -> Objective | None:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), process_state_kept():
             try:
                 return self.plan.objective(spec, self.seed)
             except Exception:  # whatever a plugin raises; training will say what it was
@@ -97,7 +98,8 @@ class Scale:
         first = self._alone(same[0])
         if len(same) > 1 and math.isfinite(first) and cosine_scale(same[0]) is None:
             try:
-                found = self._together(same)
+                with process_state_kept():
+                    found = self._together(same)
             except Exception:  # a loss that vmap cannot take
                 found = [math.nan]
             if math.isclose(found[0], first, rel_tol=SAME):
@@ -105,7 +107,7 @@ class Scale:
         return [first, *(self._alone(objective) for objective in same[1:])]
 
     def _alone(self, objective: Objective) -> float:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), process_state_kept():
             try:
                 return self._norm(objective)
             except Exception:

@@ -1,115 +1,39 @@
-"""The unit of work, and the bench that runs it: the same under every executor.
-
-What crosses a process is data: a recipe once, units after that, results back. A unit is a list of
-objectives on one data and model.
-"""
+"""The bench that runs units of work: the same under every executor."""
 
 from __future__ import annotations
 
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from lossearch import registry as registries
 from lossearch.components import Bound
-from lossearch.data import Data
-from lossearch.errors import LossearchError, PluginError
-from lossearch.models import ModelConfig
-from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
+from lossearch.components.modes import process_state_kept
+from lossearch.errors import LossearchError, PluginError, StorageError
+from lossearch.plugins import PluginInfo, load_plugins
 from lossearch.registry import Registry
-from lossearch.spec import ComponentSpec, ObjectiveSpec
+from lossearch.spec import ObjectiveSpec
 from lossearch.training.choice import Choice
 from lossearch.training.cohort import Cohort
-from lossearch.training.config import TrainingConfig
 from lossearch.training.groups import stack_problem
+from lossearch.training.inspection import Inspector, Look
 from lossearch.training.member import Member
-from lossearch.training.plan import CurveRow, Diverged, Plan
+from lossearch.training.plan import Diverged, Plan
 from lossearch.training.trainer import Trainer
+from lossearch.training.unit import Job, JobResult, Recipe, Unit, UnitResult
 
 _TORCH = Path(nn.__file__).parents[1]
-Reason = Literal["diverged", "out_of_memory", "infeasible", "error", "worker_died"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that the units of a study share."""
-
-    data: Data
-    model: ModelConfig | nn.Module
-    training: TrainingConfig
-    metrics: tuple[ComponentSpec, ...]  # the first one decides
-    checkpoints: Path
-    providers: tuple[ComponentSpec, ...] = ()
-    files: tuple[FilePlugin, ...] = ()
-    plugins: tuple[PluginInfo, ...] = ()
-    full: Recipe | None = None  # the second stage: the whole network, where this one has heads
-
-
-@dataclass(frozen=True)
-class Job:
-    """Train one objective up to an epoch: on from its checkpoint, or from the start."""
-
-    trial: int
-    objective: dict[str, Any]
-    values: dict[str, float]
-    seed: int
-    until: int
-    test: bool = False  # a confirmation: measure the test split at the end
-    full: bool = False  # of the second stage
-    variant: int | None = None  # of the trial: which learning rate is probed, what is left out
-
-    @property
-    def name(self) -> str:
-        name = f"{self.trial}-{self.seed}"
-        return name if self.variant is None else f"{name}-{self.variant}"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Objectives to train together on one worker.
-
-    With ``measure``, a number of jobs, the worker also finds out how many of up to so many it
-    should be given at a time.
-    """
-
-    number: int
-    jobs: tuple[Job, ...] = ()
-    measure: int = 0
-
-
-@dataclass
-class JobResult:
-    """What became of a job. ``done`` is false where it reached a rung and may go on."""
-
-    trial: int
-    seed: int
-    epoch: int = 0
-    done: bool = False
-    score: float | None = None
-    curve: list[CurveRow] = field(default_factory=list)  # from the first epoch on
-    metrics: dict[str, float] = field(default_factory=dict)
-    test: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    reason: Reason | None = None
-    detail: str = ""
-    variant: int | None = None
-
-
-@dataclass
-class UnitResult:
-    """What became of a unit's jobs; the size that it was asked to measure, and why not more."""
-
-    jobs: list[JobResult] = field(default_factory=list)
-    size: int | None = None
-    problem: str | None = None
+LEAST_LIMIT = 60.0  # seconds: whatever a first step loads
+SLOWEST, TYPICAL = 30, 5  # times a plain step, of the slowest objective and of a unit's others
 
 
 class Workbench:
@@ -142,9 +66,65 @@ class Workbench:
 
         Jobs that can be stacked, and are faster so, are trained together.
         """
-        if unit.jobs and unit.jobs[0].full:
-            jobs = tuple(replace(job, full=False) for job in unit.jobs)
-            return self._second().run(replace(unit, jobs=jobs))
+        bench, unit = self._stage(unit)
+        try:
+            with process_state_kept():
+                return bench._run_unit(unit)
+        except StorageError as error:
+            return UnitResult(stop=str(error))
+
+    def limit(self, unit: Unit) -> float | None:
+        """Seconds after which a unit hangs; ``None`` where that cannot be known.
+
+        By ``training.timeout``, or by what steps of the model were measured to take. A unit that
+        is only slow is split (:class:`lossearch.executors.rescue.Rescue`), and what is left alone
+        has the most room: objectives cost from one to thirty of a plain one's steps.
+        """
+        bench, unit = self._stage(unit)
+        jobs, timeout = unit.jobs, bench.recipe.training.timeout
+        if not jobs:
+            return None
+        with _quietly():  # measured in any case: the first steps of a process load much
+            torch.set_num_threads(bench.recipe.training.threads)
+            step = bench.choice.step_seconds()
+        if timeout is not None:
+            return timeout * len(jobs)
+        if step is None:
+            return None
+        steps = bench.plan.steps_per_epoch * max(job.until for job in jobs)
+        return LEAST_LIMIT + steps * step * (SLOWEST + TYPICAL * (len(jobs) - 1))
+
+    def look(self, specs: Sequence[ObjectiveSpec]) -> list[Look]:
+        """What there is to know of objectives before they train."""
+        with process_state_kept():
+            return self._inspector.look(specs)
+
+    def fingerprints(self, specs: Sequence[ObjectiveSpec]) -> list[Look]:
+        """Of that, the fingerprints alone."""
+        with process_state_kept():
+            return self._inspector.fingerprints(specs)
+
+    @cached_property
+    def _inspector(self) -> Inspector:
+        recipe = self.recipe
+        assert recipe.inspection is not None
+        here = recipe.training.model_copy(update={"device": "cpu", "precision": "float32"})
+        plan = Plan(
+            recipe.data, recipe.model, here, self.first, self.registry, recipe.providers
+        )
+        return Inspector(recipe.inspection, plan, self.first.component, self.registry)
+
+    def close(self) -> None:
+        """Nothing is held that would not go by itself."""
+
+    def _stage(self, unit: Unit) -> tuple[Workbench, Unit]:
+        """The bench that a unit is for, this one or the second stage's."""
+        if not (unit.jobs and unit.jobs[0].full):
+            return self, unit
+        jobs = tuple(replace(job, full=False) for job in unit.jobs)
+        return self._second(), replace(unit, jobs=jobs)
+
+    def _run_unit(self, unit: Unit) -> UnitResult:
         torch.set_num_threads(self.recipe.training.threads)
         results: dict[int, JobResult] = {}
         if len(unit.jobs) > 1 and self.choice.pays(len(unit.jobs)):
@@ -221,6 +201,8 @@ class Workbench:
             torch.cuda.empty_cache()
             self.choice.refuse(len(members))
             halve = True
+        except StorageError:
+            raise
         except Exception as error:  # a model that a stack cannot follow; its jobs train alone
             self.choice.problem = f"the model cannot be stacked: {_where(error)}"
         rest = time.perf_counter() - started - sum(m.seconds for m in members.values())
@@ -248,7 +230,13 @@ class Workbench:
         return self.recipe.checkpoints / f"{job.name}.pt"
 
     def _fail(self, job: Job, result: JobResult, error: Exception) -> None:
-        """Say in a result why its job failed."""
+        """Say in a result why its job failed.
+
+        Raises:
+            StorageError: no objective is at fault.
+        """
+        if isinstance(error, StorageError):
+            raise error
         if isinstance(error, Diverged):
             result.reason, result.detail = "diverged", str(error)
         elif isinstance(error, torch.cuda.OutOfMemoryError):
@@ -307,8 +295,8 @@ class Workbench:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The caller's own random draws go on as if nothing had been trained."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    """The caller goes on as if nothing had been trained."""
+    with torch.random.fork_rng(), process_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hundred trials must not warn a hundred times
         yield
 

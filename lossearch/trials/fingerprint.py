@@ -46,15 +46,15 @@ def fingerprint_all(looks: Looks) -> list[np.ndarray | None]:
     """:func:`fingerprint` of each of several objectives."""
     found: list[np.ndarray | None] = [None] * len(looks.specs)
     one_by_one = list(looks.alone)
-    with alone(1):
-        for places, function in looks.together:  # none with state, or with random numbers
-            try:
+    for places, function in looks.together:  # none with state, or with random numbers
+        try:
+            with alone(1):
                 made = _of(function, function)
-            except Exception:
-                one_by_one += places
-                continue
-            for i, each in zip(places, made, strict=True):
-                found[i] = each
+        except Exception:
+            one_by_one += places
+            continue
+        for i, each in zip(places, made, strict=True):
+            found[i] = each
     for i in one_by_one:
         try:
             with alone(1):

@@ -15,7 +15,15 @@ from lossearch.spec import ObjectiveSpec
 from lossearch.trials.looks import Function, Looks, State
 from lossearch.trials.probe import EXTREME, Place, Probe, alone
 
-Reason = Literal["raises", "not_finite", "no_gradient", "wrong_sign", "does_not_learn"]
+Reason = Literal[
+    "raises",
+    "not_finite",
+    "no_gradient",
+    "wrong_sign",
+    "does_not_learn",
+    "worker_died",  # these two are found where its process ended
+    "timed_out",
+]
 
 # Standard deviations of the logits: at the start of a training, and well into it.
 ORDINARY = (0.2, 1.0, 2.0)
@@ -79,15 +87,15 @@ def preflight_all(looks: Looks, metric: Component, *, bf16: bool = False) -> lis
     """:func:`preflight` of each of several objectives."""
     found: list[Refusal | None] = [None] * len(looks.specs)
     one_by_one = list(looks.alone)
-    with alone():
-        for places, function in looks.together:
-            try:
+    for places, function in looks.together:
+        try:
+            with alone():
                 judged = _judge(function, lambda own=function: own, metric, bf16)
-            except Exception:  # one by one it is known whose fault it is
-                one_by_one += places
-                continue
-            for member, refusal in judged.items():
-                found[places[member]] = refusal
+        except Exception:  # one by one it is known whose fault it is
+            one_by_one += places
+            continue
+        for member, refusal in judged.items():
+            found[places[member]] = refusal
     for i in one_by_one:
         with alone():
             try:

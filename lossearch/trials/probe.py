@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lossearch.components.modes import process_state_kept
 from lossearch.objective import Objective
 
 SAMPLES, WIDTH, EXTREME = 192, 16, 80.0
@@ -223,18 +224,15 @@ def _extreme(probe: Probe) -> Tensor:
 
 @contextmanager
 def alone(seed: int = 0) -> Iterator[None]:
-    """A random state of its own, which leaves the caller's as it was; one thread; no warnings."""
-    python, numpy = random.getstate(), np.random.get_state()
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    """A random state of its own; one thread; no warnings. The process is left as it was."""
+    with (
+        process_state_kept(),
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)  # for tensors this small, others only wait for each other
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
         random.seed(seed)
         np.random.seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield

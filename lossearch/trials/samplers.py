@@ -32,8 +32,6 @@ from lossearch.trials.tpe import (
 from lossearch.trials.units import parsed
 
 Kind = Literal["tpe", "gp", "cmaes", "nsga2", "evolution", "random"]
-# Failures that say nothing about the objective.
-BLAMELESS = {"worker_died"}
 
 
 class History:
@@ -201,7 +199,7 @@ def fate(trial: Trial, metrics: int) -> tuple[float, tuple[float, ...]]:
     if trial.status == "rejected":
         return REFUSED, values
     if trial.status == "failed":
-        return (UNKNOWN if trial.reason in BLAMELESS else REFUSED), values
+        return REFUSED, values
     if trial.status == "finished":
         level, values = FINISHED, trial.values()
     elif trial.rungs:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lossearch.documents import dump_yaml
-from lossearch.registry import use
+from lossearch.registry import current, use
 from lossearch.study import StudyResult, read_study, start
-from lossearch.training import Unit, UnitResult, Workbench
+from lossearch.training import Recipe, Unit, UnitResult, Workbench
 from lossearch.trials.ledger import State, read_ledger
 
 DOCUMENT: dict[str, Any] = {
@@ -51,11 +51,21 @@ def points() -> tuple[np.ndarray, np.ndarray]:
     return arrays()
 
 
+def here(recipe: Recipe) -> Workbench:
+    """A bench in this process."""
+    return Workbench(recipe, current())
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Each test in a folder of its own, which also gets ``runs/``."""
+    """Each test in a folder of its own, which also gets ``runs/``; its studies in this process.
+
+    A process for each study would take seconds: tests/executors and tests/e2e have them.
+    """
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
+    for user in ("session", "compare"):
+        monkeypatch.setattr(f"lossearch.study.{user}.open_bench", here)
     yield
     use(None)
 

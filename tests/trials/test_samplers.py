@@ -41,6 +41,8 @@ FATES = [
     (trial(status="finished", score=None), REFUSED, ()),
     (trial(rungs={3: 0.5}, status="failed", reason="diverged"), REFUSED, ()),
     (trial(status="rejected", reason="wrong_sign"), REFUSED, ()),
+    # it was alone when it took its process down: it is at fault
+    (trial(status="failed", reason="worker_died"), REFUSED, ()),
 ]
 
 
@@ -49,9 +51,8 @@ def test_how_far_a_trial_got(known: Trial, level: float, values: tuple[float, ..
     assert fate(known, 1) == (level, values)
 
 
-def test_a_dead_worker_says_nothing_of_the_objective() -> None:
-    assert math.isnan(fate(trial(status="failed", reason="worker_died"), 1)[0])
-    assert math.isnan(fate(trial(status="pruned"), 1)[0])  # before its first rung
+def test_before_its_first_rung_a_pruned_trial_says_nothing() -> None:
+    assert math.isnan(fate(trial(status="pruned"), 1)[0])
 
 
 def test_several_metrics_at_once() -> None:
