@@ -67,20 +67,20 @@ class Rescue:
             self.source.report(split.unit, UnitResult(done))
 
     def _again(self, split: _Split, unit: Unit, result: UnitResult) -> None:
-        jobs = unit.jobs
-        split.deaths.update(job.name for job in jobs)
-        if len(jobs) > 1:
-            half = len(jobs) // 2
-            self._waiting += [replace(unit, jobs=part) for part in (jobs[:half], jobs[half:])]
-        elif result.died == "worker_died" and split.deaths[jobs[0].name] < 2:
+        first, *others = unit.jobs
+        split.deaths.update(job.name for job in unit.jobs)
+        if others:
+            half = len(unit.jobs) // 2
+            parts = unit.jobs[:half], unit.jobs[half:]
+            self._waiting += [replace(unit, jobs=part) for part in parts]
+        elif result.died == "worker_died" and split.deaths[first.name] < 2:
             self._waiting.append(unit)
         else:
-            job = jobs[0]
-            split.results[job.name] = JobResult(
-                job.trial,
-                job.seed,
+            split.results[first.name] = JobResult(
+                first.trial,
+                first.seed,
                 done=True,
                 reason=result.died,
                 detail=result.detail,
-                variant=job.variant,
+                variant=first.variant,
             )

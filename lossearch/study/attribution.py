@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lossearch.executors.bench import Bench
 from lossearch.report.text import verdict_text
 from lossearch.spec import ObjectiveSpec
 from lossearch.study.confirm import finalists, verdict
@@ -23,7 +24,6 @@ from lossearch.study.phase import final_row, of_one_seed
 from lossearch.study.setup import Setup
 from lossearch.training import Job, JobResult
 from lossearch.trials.comparison import ALPHA, Finalist, Paired, compare
-from lossearch.trials.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def simpler(
 class Attribution:
     """The last phase: where the winner would be recommended, what its parts bring; the verdict."""
 
-    def __init__(self, setup: Setup, journal: Journal) -> None:
-        self.setup, self.journal = setup, journal
+    def __init__(self, setup: Setup, journal: Journal, bench: Bench) -> None:
+        self.setup, self.journal, self.bench = setup, journal, bench
         state, config = journal.state, setup.config
         baseline, candidates = finalists(state, setup.deciding, config.confirm.top)
         self.found = verdict(state, baseline, candidates, setup.deciding)
@@ -110,11 +110,11 @@ class Attribution:
         self.singles = parts(self.spec, setup.registry, setup.facts)
         self._decided = not self.singles
         if self.singles:
-            self._scale = setup.scale()
-            self._probe, self._known = setup.probe(), setup.fingerprints()
-            for side in (self.found["baseline"], self.found["winner"]):
-                spec = self.setup.bare(ObjectiveSpec.parse(side["objective"]))
-                self._known.add(side["trial"], spec, self._fingerprint(spec), {})
+            self._known = setup.fingerprints()
+            sides = [self.found["baseline"], self.found["winner"]]
+            specs = [setup.bare(ObjectiveSpec.parse(side["objective"])) for side in sides]
+            for side, spec, look in zip(sides, specs, bench.fingerprints(specs), strict=True):
+                self._known.add(side["trial"], spec, look.fingerprint, {})
             for part in self.singles:
                 self._try(part)
 
@@ -150,9 +150,10 @@ class Attribution:
         number = len(self._tried)
         self._tried.append(part)
         bare = self.setup.bare(part.objective)
-        objective = (bare if self._scale is None else self._scale.applied(bare)).document()
+        look = self.bench.look([bare])[0]
+        objective = look.scaled(bare).document()
         self._objectives[part.name] = objective
-        twin = self._known.equal(bare, self._fingerprint(bare), {})
+        twin = self._known.equal(bare, look.fingerprint, {})
         if twin is not None:
             self._twins[part.name] = twin.trial
             return
@@ -164,9 +165,6 @@ class Attribution:
             if seed not in have
         ]
         self._waiting.sort(key=lambda job: job.seed)
-
-    def _fingerprint(self, spec: ObjectiveSpec) -> np.ndarray | None:
-        return fingerprint(spec, self.setup.registry, self._probe)
 
     # --- what came of it -------------------------------------------------------------------
 

@@ -80,10 +80,8 @@ def run_comparison(
         given = _read(objectives, setup)
         bench = stack.enter_context(closing(open_bench(setup.recipe(Path(scratch)))))
         specs = [setup.bare(spec) for spec, _ in given.values()]
-        documents = [
-            (s if f is None else s.model_copy(update={"scale": f})).document()
-            for s, f in zip(specs, (look.factor for look in bench.look(specs)), strict=True)
-        ]
+        looks = zip(specs, bench.look(specs), strict=True)
+        documents = [look.scaled(bare).document() for bare, look in looks]
         tries = [values for _, values in given.values()]
         first, *fresh = fresh_seeds(config.seed, seeds + 1, _OFFSET)
         probes = [

@@ -114,5 +114,5 @@ class Gate:
             row["plays_baseline"] = self.baselines.equal(spec, look.fingerprint, {}) is not None
         self.known.add(number, spec, look.fingerprint, proposal.training)
         if look.factor is not None:
-            row["objective"] = spec.model_copy(update={"scale": look.factor}).document()
+            row["objective"] = look.scaled(spec).document()
         return "proposed", row

@@ -59,7 +59,7 @@ class Run(Journal):
         later: tuple[Callable[[], Phase], ...] = (
             *second,
             lambda: Confirmation(setup, self),
-            lambda: Attribution(setup, self),
+            lambda: Attribution(setup, self, bench),
         )
         self._later: Iterator[Callable[[], Phase]] = iter(later)
         self._phase: Phase = search

@@ -45,6 +45,10 @@ class Look:
     fingerprint: np.ndarray | None = None
     factor: float | None = None
 
+    def scaled(self, spec: ObjectiveSpec) -> ObjectiveSpec:
+        """The objective that was looked at, with its factor where there is one."""
+        return spec if self.factor is None else spec.model_copy(update={"scale": self.factor})
+
 
 class Inspector:
     """Looks at the objectives of a study.

@@ -53,10 +53,6 @@ class Scale:
         self.logits: Tensor | None = None if split else outputs["logits"]
         self.reference = self.norm(reference)
 
-    def applied(self, spec: ObjectiveSpec) -> ObjectiveSpec:
-        """The objective with its factor, whatever factor it had."""
-        return spec.model_copy(update={"scale": self.of(bare(spec))})
-
     def of(self, spec: ObjectiveSpec) -> float:
         """The factor of an objective; 1 where its gradient cannot be had, or the baseline's."""
         return self.of_all([spec])[0]
@@ -178,8 +174,3 @@ def _through(fields: dict[str, Tensor], leaves: list[Tensor], rows: dict[str, Te
     )  # fmt: skip
     squares = [g.square().sum() for g in gradients if g is not None]
     return math.sqrt(float(torch.stack(squares).sum()))
-
-
-def bare(spec: ObjectiveSpec) -> ObjectiveSpec:
-    """An objective without a factor."""
-    return spec.model_copy(update={"scale": 1.0})

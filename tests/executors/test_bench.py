@@ -146,8 +146,6 @@ def test_ctrl_c_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 
 SCRIPT = """
-import os, sys, threading, time
-import torch
 import lossearch
 from torch import nn
 
@@ -159,22 +157,21 @@ class Net(nn.Module):
     def forward(self, x):
         return self.layer(x)
 
-{before}
 result = lossearch.search(
-    {{"data": "digits"}}, model=Net(), space={{"terms": [{{"loss": "focal"}}]}}, trials=3, epochs=2,
-    confirm={{"top": 1, "seeds": 2}}, executor="local", tracking=None, progress=False,
-    output="out",
+    {"data": "digits"}, model=Net(), space={"terms": [{"loss": "focal"}]}, trials=3,
+    epochs=2, confirm={"top": 1, "seeds": 2}, executor="local", tracking=None,
+    progress=False, output="out",
 )
 print("recommended", result.recommend)
 """
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+def script(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     """Starts a script without a guard for its main part, as people write them."""
 
-    def start(before: str = "") -> subprocess.Popen[str]:
-        (tmp_path / "mine.py").write_text(SCRIPT.format(before=before))
+    def start() -> subprocess.Popen[str]:
+        (tmp_path / "mine.py").write_text(SCRIPT)
         return subprocess.Popen(
             [sys.executable, "mine.py"],
             cwd=tmp_path,
@@ -186,8 +183,8 @@ def script(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
     return start
 
 
-def test_a_model_of_a_script_is_sent(script: Callable[[str], subprocess.Popen[str]]) -> None:
-    said, _ = script("").communicate(timeout=300)
+def test_a_model_of_a_script_is_sent(script: Callable[[], subprocess.Popen[str]]) -> None:
+    said, _ = script().communicate(timeout=300)
     assert "recommended" in said
 
 
@@ -204,9 +201,9 @@ def _marked() -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_no_process_outlives_a_killed_driver(
-    script: Callable[[str], subprocess.Popen[str]],
+    script: Callable[[], subprocess.Popen[str]],
 ) -> None:
-    driver = script("")
+    driver = script()
     for _ in range(1000):
         if len(_marked()) > 1:
             break

@@ -21,6 +21,8 @@ from lossearch.training import Job, JobResult
 from lossearch.trials.comparison import Finalist, compare
 from lossearch.trials.ledger import Confirmation, Ledger, State, Trial, read_ledger, replay
 
+from .conftest import here
+
 Write = Callable[..., Path]
 StopAt = Callable[..., Any]
 
@@ -127,7 +129,7 @@ def study_of(
             value = 0.5 + gained + 0.01 * (i % 2) * (number + 1)
             state.confirmations.append(Confirmation(number, seed, value, {"accuracy": value}))
     journal = Journal(Ledger(path / "ledger.jsonl"), state, [])
-    return Attribution(setup, journal), journal
+    return Attribution(setup, journal, here(setup.recipe(path))), journal
 
 
 def drain(phase: Attribution, values: Callable[[Job], float | None], most: int = 4) -> list[Job]:
@@ -169,11 +171,10 @@ def test_two_rounds(setup: Setup, tmp_path: Path) -> None:
     assert all(j.test and j.values == {"lr": 0.2} and j.until == 3 for j in jobs)
     assert all(lacks(j, "reweighting", "miner") for j in jobs[15:])
     # every objective begins with the baseline's gradient norm
-    scale = setup.scale()
-    assert scale is not None
+    bench = here(setup.recipe(tmp_path))
     for job in jobs[-4:]:
         bare = ObjectiveSpec.parse({**job.objective, "scale": 1.0})
-        assert job.objective["scale"] == scale.of(bare) < 0.1
+        assert job.objective["scale"] == bench.look([bare])[0].factor < 0.1
     verdict = judged(journal)
     rows = {r["part"]: r for r in verdict["attribution"]}
     assert list(rows) == ["margin of arcface", REWEIGHTING, MINER, f"{REWEIGHTING} and {MINER}"]
@@ -215,7 +216,8 @@ def test_a_kill_in_either_round_repeats_nothing(setup: Setup, tmp_path: Path) ->
         _, again = study_of(setup, tmp_path / str(cut))
         for row in rows[:cut]:
             again.record(**{k: v for k, v in row.items() if k != "time"})
-        resumed = drain(Attribution(setup, again), lambda j: 0.7 + 0.01 * (j.seed % 3))
+        attribution = Attribution(setup, again, here(setup.recipe(tmp_path)))
+        resumed = drain(attribution, lambda j: 0.7 + 0.01 * (j.seed % 3))
         done = [(r["part"], r["seed"]) for r in rows[:cut]]
         assert len(resumed) == len(whole) - len(done)
         assert judged(again) == judged(journal)

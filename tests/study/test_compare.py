@@ -62,10 +62,9 @@ def test_a_row_is_what_a_training_alone_gives(
     given = ["focal", "cross_entropy"]
     row = lossearch.compare(study, objectives=given, seeds=1, progress=False)[0]
     setup = set_up(read_study(study))
-    scale = setup.scale()
-    assert scale is not None
     objective = {"task": "multiclass", "terms": [{"loss": {"name": "focal"}}]}
-    factor = scale.of(lossearch.ObjectiveSpec.parse(objective))
+    spec = lossearch.ObjectiveSpec.parse(objective)
+    factor = Workbench(setup.recipe(tmp_path), setup.registry).look([spec])[0].factor
     assert factor != 1.0
     values = {"lr": 0.02, "weight_decay": 0.01}
     job = Job(0, {**objective, "scale": factor}, values, row.seed, 3, test=True)
