@@ -21,7 +21,7 @@ from torch import nn
 from lossearch import registry as registries
 from lossearch.components import Bound
 from lossearch.data import Data
-from lossearch.errors import LossearchError, PluginError
+from lossearch.errors import LossearchError, NotFiniteError, PluginError
 from lossearch.models import ModelConfig
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
@@ -249,7 +249,7 @@ class Workbench:
 
     def _fail(self, job: Job, result: JobResult, error: Exception) -> None:
         """Say in a result why its job failed."""
-        if isinstance(error, Diverged):
+        if isinstance(error, (Diverged, NotFiniteError)):
             result.reason, result.detail = "diverged", str(error)
         elif isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()
