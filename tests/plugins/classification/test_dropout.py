@@ -15,6 +15,7 @@ import lossearch
 from lossearch import Bound, registry
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ModelError, ParameterError, UnknownNameError
+from lossearch.feasibility import FIXED_EMBEDDINGS, component_problem
 from lossearch.models import Network
 from lossearch_classification import binary_cross_entropy, cross_entropy
 from lossearch_classification.dropout import MultiSampleDropout
@@ -208,6 +209,13 @@ def test_it_makes_the_logits_that_a_batch_lacks() -> None:
     batch = batch_of(net, y)
     one = {k: v for k, v in batch.items() if k != "logits"}  # a head gives [B, 1]
     assert torch.equal(build("binary", seed=3)(one), build("binary", seed=3)(batch))
+
+
+def test_a_frozen_backbone_leaves_it_the_head_to_learn() -> None:
+    component = component_of(MultiSampleDropout)
+    fields = {"embeddings", "targets", "model", FIXED_EMBEDDINGS}
+    params = build(base="cross_entropy").params
+    assert component_problem(component, "multiclass", fields, params) is None
 
 
 def test_binary_and_multilabel_take_their_own_base() -> None:
