@@ -18,6 +18,10 @@ class FieldError(LossearchError, ValueError):
     """A batch lacks a field that a component reads, or the field has the wrong shape or values."""
 
 
+class NotFiniteError(FieldError):
+    """A loss or a gradient that others act on is NaN or infinite: a training has diverged."""
+
+
 class UnknownNameError(LossearchError, LookupError):
     """A name (component, metric, key, space) that nothing answers to."""
 

@@ -32,7 +32,7 @@ def component_problem(
             hint = did_you_mean(field, [*FIELDS, *available])
             return f"reads '{field}', which is not a known field{hint}"
         return f"reads '{field}' ({FIELDS[field][1]}), which nothing here provides"
-    learns = {"logits", "weight", "predictions"}
+    learns = {"logits", "weight", "predictions", "model"}
     if component.kind == "loss" and FIXED_EMBEDDINGS in available:
         reads = component.reads(params)
         if "embeddings" in reads and not learns & reads:

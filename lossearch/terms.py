@@ -60,8 +60,10 @@ class Term(nn.Module):
             values = values * self.reweighting(seen).to(values.dtype)
         if keep is None:
             return values.mean()
-        # where(), not a product: a value left out must not leak NaN through 0 * inf
-        return torch.where(keep, values, 0.0).sum() / keep.sum().clamp(min=1)
+        # A value that is not finite is not left out: where a miner can look at it, it is refused,
+        # and where not (in a stack, on a GPU) it has to end the training all the same.
+        kept = torch.where(keep, values, 0.0).sum() + 0 * values.detach().sum()
+        return kept / keep.sum().clamp(min=1)
 
 
 def weight_now(weight: float | Schedule, batch: Batch) -> float:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 import lossearch
 from lossearch import registry as registries
 from lossearch.documents import dump_yaml
-from lossearch.errors import FieldError, ParameterError, PluginError, SpecError, UnknownNameError
+from lossearch.errors import (
+    FieldError,
+    NotFiniteError,
+    ParameterError,
+    PluginError,
+    SpecError,
+    UnknownNameError,
+)
 from lossearch.objective import Objective, load_objective
 from lossearch.plugins import load_plugins
 from lossearch.registry import Registry
@@ -96,17 +103,34 @@ def test_a_mask_keeps_some_samples() -> None:
     assert both == pytest.approx((5.25**2 + 3**2) / mean / 2)
 
 
+ACTING: list[dict[str, Any]] = [
+    {"terms": [{"loss": "toy_power", "miner": {"name": "toy_below", "limit": 6}}]},
+    {"terms": [{"loss": "toy_power", "reweighting": "toy_by_loss"}]},
+    {"terms": [{"loss": "toy_power"}] * 2, "balancer": "toy_max"},
+]
+
+
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_what_a_mask_leaves_out_does_not_leak(bad: float) -> None:
+@pytest.mark.parametrize("document", ACTING)
+def test_losses_that_are_not_finite_are_refused(document: dict[str, Any], bad: float) -> None:
     logits = LOGITS.clone()
     logits[1, 0] = bad
-    logits.requires_grad_()
-    mined = objective({"loss": "toy_power", "miner": {"name": "toy_below", "limit": 6}})
-    found = mined(logits=logits)
-    found.backward()
-    assert found.item() == pytest.approx((5.25 + 3) / 2)
-    gradient = _grad(logits)
-    assert torch.allclose(gradient[[0, 2]], LOGITS[[0, 2]]) and not gradient[1, 1:].any()
+    found = Objective.from_spec({"task": "multiclass", **document})
+    with pytest.raises(NotFiniteError, match=rf"toy_\w+ acts on finite losses .* is {bad:g}"):
+        found(logits=logits, targets=TARGETS)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("document", ACTING[:2])
+def test_in_a_stack_they_end_the_row_that_they_are_in(
+    document: dict[str, Any], bad: float
+) -> None:
+    logits = torch.stack([LOGITS, LOGITS])
+    logits[1, 1, 0] = bad
+    found = Objective.from_spec({"task": "multiclass", **document})
+    values = torch.func.vmap(lambda z: found(logits=z, targets=TARGETS))(logits)
+    assert values[0].item() == pytest.approx(found(logits=LOGITS, targets=TARGETS).item())
+    assert not values[1].isfinite()
 
 
 def test_a_mask_without_a_sample_teaches_nothing() -> None:

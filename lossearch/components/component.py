@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from torch import nn
 
+from lossearch.components.entry import refuse_not_finite, with_indices
 from lossearch.components.params import WHOLE_BATCH, Signature, read_signature, validate
 from lossearch.components.schedule import CLOCK, Schedule, plain
 from lossearch.errors import FieldError, ParameterError, PluginError, did_you_mean
@@ -22,6 +23,7 @@ Kind = Literal[
 Returns = Literal["per_sample", "per_anchor", "per_pair", "batch", "mask", "selection"]
 MARK = "__lossearch_component__"
 _ONCE: tuple[Kind, ...] = ("metric", "dataset", "model")  # not there while training goes on
+_ACTING: tuple[Kind, ...] = ("reweighting", "miner", "balancer")  # on losses, not on samples
 
 
 @dataclass(frozen=True)
@@ -200,11 +202,16 @@ class Bound(nn.Module):
                 )
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
-        """Call the component on the batch's fields.
+        """Call the component on the batch's fields; integer targets may be of any width.
 
         Raises:
             FieldError: the batch lacks a field that the component reads.
+            NotFiniteError: a reweighting, a miner or a balancer is given losses or gradients of
+                which one is NaN or infinite (looked at on the CPU only).
         """
+        batch = with_indices(batch)
+        if self.component.kind in _ACTING:
+            refuse_not_finite(self.component.name, batch)
         signature = self.component.signature
         arguments: dict[str, Any] = {}
         named = signature.required + signature.optional

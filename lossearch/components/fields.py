@@ -51,5 +51,6 @@ FIELDS: Final[dict[str, tuple[str, str]]] = {
         "[B] for a reweighting or a miner; [K] for a balancer",
         "the unreduced values of one loss, or one value for each term",
     ),
+    "losses_b": ("[B]", "the losses of a second network on the same samples"),
     "gradients": ("[K, ...]", "one gradient for each term, for a balancer that combines them"),
 }

@@ -30,7 +30,7 @@ PER_SAMPLE = frozenset(
         *("logits", "logits_b", "logits_adv", "targets", "predictions", "embeddings"),
         *("embeddings_b", "embeddings_left", "rho", "data_logq"),
         *("teacher_logits", "teacher_embeddings", "index", "bag", "event", "time", "inputs"),
-        *("draws", "losses"),
+        *("draws", "losses", "losses_b"),
     }
 )
 
@@ -148,6 +148,7 @@ def _all_fields(
         "losses": torch.rand(size, generator=generator) * 2 + 0.1,
         "gradients": lead + 0.2 * spread,
         "term_values": torch.rand(terms, generator=generator) + 0.5,
+        "losses_b": torch.rand(size, generator=generator) * 2 + 0.1,
     }
 
 

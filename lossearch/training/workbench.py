@@ -18,7 +18,7 @@ from torch import nn
 from lossearch import registry as registries
 from lossearch.components import Bound
 from lossearch.components.modes import process_state_kept
-from lossearch.errors import LossearchError, PluginError, StorageError
+from lossearch.errors import LossearchError, NotFiniteError, PluginError, StorageError
 from lossearch.plugins import PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lossearch.components import Component
-from lossearch.errors import LossearchError
+from lossearch.errors import LossearchError, NotFiniteError
 from lossearch.objective import Objective
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec
@@ -100,6 +100,8 @@ def preflight_all(looks: Looks, metric: Component, *, bf16: bool = False) -> lis
         with alone():
             try:
                 found[i] = _alone(looks, i, metric, bf16)
+            except NotFiniteError as error:
+                found[i] = Refusal("not_finite", str(error))
             except Exception as error:  # whatever a plugin raises is a reason, never a crash
                 lines = str(error).strip().splitlines() or [""]
                 found[i] = Refusal("raises", f"{type(error).__name__}: {lines[-1]}")

@@ -217,6 +217,15 @@ def drop(values: Tensor, targets: Tensor, fill: float) -> Tensor:
     return values.scatter(1, targets.unsqueeze(1), fill)
 
 
+def centred(logits: Tensor) -> Tensor:
+    """Logits ``[B, C, ...]`` less each sample's largest, in at least float32.
+
+    What depends on their differences alone keeps its digits so where all of them are large.
+    """
+    z = raise_precision(logits)
+    return z - z.detach().amax(1, keepdim=True)
+
+
 def log_rest(log_p: Tensor, targets: Tensor) -> Tensor:
     """log(1 - p_y), as the logsumexp of the other classes: finite, with a finite slope."""
     return drop(log_p, targets, -math.inf).logsumexp(1)

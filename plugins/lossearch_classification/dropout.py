@@ -25,8 +25,8 @@ def _base_of(params: Any) -> tuple[Component, BaseModel]:
 
 
 def _reads(params: Any) -> Iterable[str]:
-    # By Bound, which knows of the fields that the base's schedules read.
-    return {"embeddings", "model"} | Bound(*_base_of(params)).reads
+    # By Bound, which knows of the fields that the base's schedules read; the logits are made here.
+    return {"embeddings", "model"} | Bound(*_base_of(params)).reads - {"logits"}
 
 
 def _returns(params: Any) -> Returns:
@@ -100,25 +100,29 @@ class MultiSampleDropout(Drawing):
 
         ``batch`` holds ``embeddings`` ``[B, E]``, ``model`` with its ``head``, and what the base
         reads, whose ``logits`` and ``embeddings`` are replaced. Where it holds the network's
-        ``logits``, the head's are brought to their shape.
+        ``logits``, the head's are brought to their shape; in evaluation they are taken as they
+        are, and made by the head where they are missing.
 
         Raises:
             FieldError: the model has no head to call.
             ModelError: the head has a dropout of its own.
         """
-        if not self.training:
+        known = batch.get("logits")
+        if not self.training and known is not None:
             return self.base(batch)
         head = _head(batch["model"])
         embeddings: Tensor = batch["embeddings"]
+        if not self.training:
+            return self.base({**batch, "logits": head(embeddings)})
         generator = on_device(self.generator, embeddings.device)
         values = []
         for _ in range(self.samples):
             drawn = torch.rand(embeddings.shape, generator=generator, device=embeddings.device)
             dropped = embeddings * (drawn >= self.rate) / (1 - self.rate)
             logits = head(dropped)
-            if batch.get("logits") is not None:
+            if known is not None:
                 # as the network shapes a single score: [B], where a head gives [B, 1]
-                logits = logits.reshape(batch["logits"].shape)
+                logits = logits.reshape(known.shape)
             values.append(self.base({**batch, "embeddings": dropped, "logits": logits}))
         return torch.stack(values).mean(0)
 

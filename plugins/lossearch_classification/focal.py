@@ -22,6 +22,7 @@ from lossearch.components import raise_precision
 from lossearch.errors import ParameterError
 from lossearch_classification._shared import (
     LabelReduction,
+    centred,
     check_binary,
     check_multiclass,
     class_vector,
@@ -141,7 +142,7 @@ def focal(
         values = _focal((2 * t - 1) * z, gamma)
         return reduce_labels(_balanced("focal", t, alpha, values), known, label_reduction)
     check_multiclass("focal", logits, targets)
-    z = raise_precision(logits)
+    z = centred(logits)
     values = _focal(pick(z, targets) - _others(z, targets), gamma)
     return dense_mean(_weighted("focal", values, targets, z, alpha))
 
@@ -214,17 +215,17 @@ def poly_loss(
             values = surprise + _polynomial(coefficients, log_miss.exp())
         return reduce_labels(values, known, label_reduction)
     check_multiclass("poly_loss", logits, targets)
-    z = raise_precision(logits)
     if base == "focal":
+        z = centred(logits)
         surprise, log_miss = _surprise(pick(z, targets) - _others(z, targets))
         focus = torch.exp(gamma * log_miss)
         values = _weighted("poly_loss", focus * surprise, targets, z, alpha)
         return dense_mean(values + focus * _polynomial(coefficients, log_miss.exp()))
-    log_p = z.log_softmax(1)
+    log_p = raise_precision(logits).log_softmax(1)
     surprise = -pick(log_p, targets)
     miss = -torch.expm1(-surprise)
     if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
-        classes = z.shape[1]
+        classes = log_p.shape[1]
         surprise = (1 - label_smoothing) * surprise - label_smoothing * log_p.mean(1)
         # the mean over classes of 1 - p_c, whatever p is
         miss = (1 - label_smoothing) * miss + label_smoothing * (classes - 1) / classes
@@ -270,7 +271,7 @@ def dual_focal(
         FieldError: a shape or a target is not allowed.
     """
     check_multiclass("dual_focal", logits, targets)
-    z = raise_precision(logits)
+    z = centred(logits)
     # Which class is j is read off the logits, where no two distinct ones round to a tie.
     with torch.no_grad():
         lead = z.gather(1, targets.unsqueeze(1)) - z

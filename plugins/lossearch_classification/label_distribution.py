@@ -25,11 +25,15 @@ PAPER = Paper(
     2023,
     "arXiv:2112.14869",
 )
+_DEEP = -40.0  # softplus(z) is exp(z) from here downwards, to the last digit
 Margin = Annotated[float, Field(ge=0), Choices(0.1, 1.0, 10.0)]
 
 
 def _normalise(name: str, z: Tensor, softly: bool, divide: bool) -> Tensor:
     """Logits, softplus of them where ``softly``, over their mean size where ``divide``."""
+    if softly and divide:
+        # down there softplus is exp, of which a common factor cancels: none is left to underflow
+        z = z + (_DEEP - z.detach().amax(1, keepdim=True)).relu()
     f = softplus(z) if softly else z
     if not divide:
         return f

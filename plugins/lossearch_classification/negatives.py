@@ -52,8 +52,8 @@ def unpg(
         embeddings: ``[B, E]``, of any length but zero.
         weight: The head's class vectors, ``[C, E]``.
         targets: Class of each sample, int64 ``[B]``.
-        head: The target's cosine as in ``cosface``, as in ``arcface`` (its guard linear, where
-            the authors have none), or unmodified.
+        head: The target's cosine as in ``cosface``, as in ``arcface`` with guard ``none`` (the
+            authors' head has none), or unmodified.
         scale: Inverse temperature, > 0.
         margin: Of the head, in [0, 1) (0.5 in the authors' settings for both).
         whisker: r >= 0; 0 keeps the middle half, None keeps all.
@@ -70,7 +70,7 @@ def unpg(
     if head == "cosface":
         target = target - margin
     elif head == "arcface":
-        target = add_angle(target, margin, "linear")
+        target = add_angle(target, margin)
     values = cosine_cross_entropy(cos, target, targets, scale)
     if len(targets) < 2:
         return values

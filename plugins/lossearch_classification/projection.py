@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
-from lossearch.components import raise_precision
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError
 
 
@@ -45,7 +45,7 @@ def orthogonal_projection(
         One number.
 
     Raises:
-        FieldError: shapes that do not match.
+        FieldError: shapes that do not match, or targets that are no class indices.
 
     Checked against the authors' code, kahnchana/opl (loss.py: ``mean``, 0.5;
     cifar/losses.py: ``mean_abs``, 2).
@@ -54,6 +54,12 @@ def orthogonal_projection(
         raise FieldError(
             "orthogonal_projection reads embeddings [B, E] and targets [B], not "
             f"{list(embeddings.shape)} and {list(targets.shape)}"
+        )
+    if targets.dtype != torch.int64 or (readable(targets) and (targets < 0).any()):
+        least = "" if targets.dtype != torch.int64 else f", and one is {int(targets.min())}"
+        raise FieldError(
+            "orthogonal_projection reads targets as class indices (int64) from 0 on; these are "
+            f"{targets.dtype}{least}. Leave samples out whose class is unknown"
         )
     e = F.normalize(raise_precision(embeddings))
     with torch.autocast(e.device.type, enabled=False):

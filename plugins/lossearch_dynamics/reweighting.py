@@ -14,9 +14,15 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from lossearch import Choices, Paper, Range, When, reweighting
-from lossearch.components import raise_precision
+from lossearch.components import raise_precision, readable
 from lossearch.errors import FieldError, ParameterError
-from lossearch_dynamics._shared import BY_TARGET, mean_of_known, mismatch
+from lossearch_dynamics._shared import (
+    BY_TARGET,
+    check_classes,
+    is_labels,
+    mean_of_known,
+    mismatch,
+)
 
 
 @reweighting()
@@ -27,9 +33,9 @@ def none(losses: Tensor) -> Tensor:
         losses: Loss of each sample, ``[B]``.
 
     Returns:
-        Ones, ``[B]``.
+        Ones, ``[B]``, at least float32.
     """
-    return torch.ones_like(losses)
+    return torch.ones_like(raise_precision(losses))
 
 
 @reweighting(
@@ -38,8 +44,9 @@ def none(losses: Tensor) -> Tensor:
     skips={"mean one": "the weights fall as the model learns, as in the focal loss"},
 )
 def focal_weight(
-    logits: Tensor,
-    targets: Tensor,
+    logits: Tensor | None = None,
+    targets: Tensor | None = None,
+    losses: Tensor | None = None,
     *,
     gamma: Annotated[float, Field(ge=0), Range(0.0, 5.0)] = 2.0,
     alpha: Annotated[float, Field(ge=0, le=1)]
@@ -49,58 +56,107 @@ def focal_weight(
 ) -> Tensor:
     r"""Weight of the hard samples, :math:`w = \alpha (1-p_y)^\gamma`, without a gradient.
 
-    Not the focal loss, whose gradient also goes through the weight.
+    Not the focal loss, whose gradient also goes through the weight. Without logits,
+    :math:`p_y = e^{-l}` of the loss l: exact where that is a cross-entropy.
 
     Args:
         logits: ``[B, C]`` with integer targets; ``[B]``, ``[B, 1]`` or multilabel ``[B, C]`` with
-            float ones, where :math:`p_y` is the probability of the true side and a sample's
+            targets alike, where :math:`p_y` is the probability of the true side and a sample's
             weight is the mean over its known labels.
-        targets: ``[B]`` integer; or of the logits' shape, 0 or 1, and -1 for unknown.
+        targets: ``[B]`` integer; or of the logits' shape, 0 or 1, and -1 for unknown. A sample
+            without a known label has weight 1, as without a reweighting.
+        losses: Loss of each sample, ``[B]``, >= 0; only read where there are no logits.
         gamma: Focusing exponent; 0 weighs all samples alike.
         alpha: Binary and multilabel: the factor of positives, negatives getting ``1 - alpha``.
-            Multiclass: one factor for each class.
-        normalize: Scale to mean 1 over the batch. Without it, as in the focal loss, the weights
-            fall as the model learns.
+            Multiclass: one factor for each class. It needs logits and targets.
+        normalize: Scale to mean 1 over the batch's samples that have a known label. Without it,
+            as in the focal loss, the weights fall as the model learns.
 
     Returns:
         Weights, ``[B]``, at least float32.
 
     Raises:
         ParameterError: ``alpha`` is a list for a binary task, or not of length C.
-        FieldError: logits and targets do not match in shape.
+        FieldError: logits and targets do not match in shape, there are neither these nor losses,
+            or a loss without logits is negative: then it is no cross-entropy.
     """
-    z = raise_precision(logits.detach())
-    if not targets.is_floating_point():
-        if z.ndim != 2 or targets.shape != z.shape[:1]:
-            raise mismatch("focal_weight", "logits", z, targets)
-        index = targets.unsqueeze(1)
-        rest = z.log_softmax(1).scatter(1, index, -math.inf).logsumexp(1).exp()  # 1 - p_y
-        weights = rest**gamma
-        if alpha is not None:
-            if not isinstance(alpha, list) or len(alpha) != z.shape[1]:
-                raise ParameterError(
-                    f"focal_weight: alpha = {alpha} is not allowed: {z.shape[1]} classes need a "
-                    f"list of {z.shape[1]} factors"
-                )
-            weights = weights * z.new_tensor(alpha)[targets]
+    known = None
+    if logits is None:
+        weights = _miss_of(losses, alpha) ** gamma
+    elif targets is None:
+        raise FieldError("focal_weight with 'logits' reads 'targets' too, which the batch lacks")
+    elif is_labels(logits, targets):
+        weights, known = _of_labels(logits, targets, gamma, alpha)
     else:
-        z = z.unsqueeze(1).flatten(1)
-        t = targets.unsqueeze(1).flatten(1)
-        if t.shape != z.shape:
-            raise mismatch("focal_weight", "logits", logits, targets)
-        weights = torch.where(t > 0.5, -z, z).sigmoid() ** gamma
-        if isinstance(alpha, list):
-            raise ParameterError(
-                f"focal_weight: alpha = {alpha} is not allowed: a binary or multilabel task needs "
-                "one number, the factor of positives"
-            )
-        if alpha is not None:
-            weights = weights * torch.where(t > 0.5, alpha, 1 - alpha)
-        weights = mean_of_known(weights, t)
+        weights = _of_classes(logits, targets, gamma, alpha)
     if normalize:
-        mean = weights.mean()
-        weights = torch.where(mean > 0, weights / mean, 1.0)
+        if known is None:
+            mean = weights.mean()
+        else:
+            mean = torch.where(known, weights, 0.0).sum() / known.sum().clamp(min=1)
+        scaled = torch.where(mean > 0, weights / mean, 1.0)
+        weights = scaled if known is None else torch.where(known, scaled, 1.0)
     return weights
+
+
+def _miss_of(losses: Tensor | None, alpha: float | list[float] | None) -> Tensor:
+    """1 - p, by losses -log p."""
+    if losses is None:
+        raise FieldError(
+            "focal_weight reads 'logits' and 'targets', or 'losses' where there are none; the "
+            "batch has neither"
+        )
+    if alpha is not None:
+        raise ParameterError(
+            f"focal_weight: alpha = {alpha} is not allowed without 'logits' and 'targets': a loss "
+            "does not tell its class"
+        )
+    l = raise_precision(losses.detach())  # noqa: E741
+    if readable(l) and bool((l < 0).any()):
+        raise FieldError(
+            f"focal_weight: a loss is {float(l.min()):g}, and exp(-loss) is no probability where "
+            "a loss is negative; give 'logits' and 'targets', or take a loss that never is"
+        )
+    return torch.where(l < 0, math.nan, -torch.expm1(-l))
+
+
+def _of_classes(
+    logits: Tensor, targets: Tensor, gamma: float, alpha: float | list[float] | None
+) -> Tensor:
+    z = raise_precision(logits.detach())
+    if z.ndim != 2 or targets.shape != z.shape[:1]:
+        raise mismatch("focal_weight", "logits", z, targets)
+    check_classes("focal_weight", targets, z.shape[1], "the logits")
+    index = targets.unsqueeze(1)
+    rest = z.log_softmax(1).scatter(1, index, -math.inf).logsumexp(1).exp()  # 1 - p_y
+    weights = rest**gamma
+    if alpha is None:
+        return weights
+    if not isinstance(alpha, list) or len(alpha) != z.shape[1]:
+        raise ParameterError(
+            f"focal_weight: alpha = {alpha} is not allowed: {z.shape[1]} classes need a "
+            f"list of {z.shape[1]} factors"
+        )
+    return weights * z.new_tensor(alpha)[targets]
+
+
+def _of_labels(
+    logits: Tensor, targets: Tensor, gamma: float, alpha: float | list[float] | None
+) -> tuple[Tensor, Tensor]:
+    """The weights, and which samples have a known label."""
+    z = raise_precision(logits.detach()).unsqueeze(1).flatten(1)
+    t = targets.unsqueeze(1).flatten(1)
+    if t.shape != z.shape:
+        raise mismatch("focal_weight", "logits", logits, targets)
+    weights = torch.where(t > 0.5, -z, z).sigmoid() ** gamma
+    if isinstance(alpha, list):
+        raise ParameterError(
+            f"focal_weight: alpha = {alpha} is not allowed: a binary or multilabel task needs "
+            "one number, the factor of positives"
+        )
+    if alpha is not None:
+        weights = weights * torch.where(t > 0.5, alpha, 1 - alpha)
+    return mean_of_known(weights, t), (t >= 0).any(1)
 
 
 def _dynamic_loss_reads(params: BaseModel) -> tuple[str, ...]:

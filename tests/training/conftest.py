@@ -43,6 +43,13 @@ def turns_nan(logits, targets, epoch, *, at: int = 0):
     return value * float("nan") if epoch >= at else value
 
 @lossearch.loss(task="multiclass")
+def overflows(logits, targets, epoch, *, scale: float = 1.0):
+    """Cross-entropy, of which one sample's is infinite in the second epoch."""
+    value = scale * F.cross_entropy(logits, targets, reduction="none")
+    first = torch.arange(len(value)) == 0
+    return torch.where(first & (epoch == 1), float("inf"), value)
+
+@lossearch.loss(task="multiclass")
 def out_of_range(logits, targets):
     """Refuses what it is given."""
     raise lossearch.LossearchError("targets are not to its taste")
@@ -103,7 +110,7 @@ def never_needed(logits):
 
 @lossearch.hookimpl
 def register_losses():
-    return [raises_later, wrong_shapes, turns_nan, out_of_range, Tempered, reads_energy,
+    return [raises_later, wrong_shapes, turns_nan, overflows, out_of_range, Tempered, reads_energy,
             reads_logits_b, reads_logits_adv, of_bags]
 
 @lossearch.hookimpl

@@ -298,6 +298,18 @@ def test_one_that_raises_within_a_vmapped_group_leaves_alone(make: Make, registr
     assert "tired (toys.py, line 11)" in found[0].detail
 
 
+@pytest.mark.parametrize("acting", [{"miner": "small_loss"}, {"reweighting": "focal_weight"}])
+def test_an_infinite_loss_ends_a_member_as_it_does_alone(
+    make: Make, acting: dict[str, str]
+) -> None:
+    jobs = [
+        job(i, {"loss": {"name": "overflows", "scale": s}, **acting})
+        for i, s in enumerate((1.0, 2.0))
+    ]
+    for found in (together(make("a"), jobs), alone(make("b"), jobs)):
+        assert [(r.reason, r.epoch) for r in found] == [("diverged", 1)] * 2
+
+
 def test_a_whole_cohort_may_fail(make: Make, tmp_path: Path) -> None:
     jobs = [job(1, "turns_nan"), job(2, "raises_later")]
     found = together(make("a"), jobs)

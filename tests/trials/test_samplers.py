@@ -76,7 +76,7 @@ def test_optuna_holds_each_trial_once_with_what_became_of_it() -> None:
     state = TrialState
     assert [t.state for t in found] == [
         state.RUNNING, state.PRUNED, state.PRUNED, state.COMPLETE, state.FAIL, state.FAIL,
-        state.FAIL,
+        state.FAIL, state.FAIL,
     ]  # fmt: skip
     assert [t.intermediate_values for t in found[:4]] == [k.rungs for k, *_ in FATES[:4]]
     assert found[3].value == 0.7

@@ -15,6 +15,7 @@ import lossearch
 from lossearch import Bound, registry
 from lossearch.components import component_of
 from lossearch.errors import FieldError, ModelError, ParameterError, UnknownNameError
+from lossearch.feasibility import FIXED_EMBEDDINGS, component_problem
 from lossearch.models import Network
 from lossearch_classification import binary_cross_entropy, cross_entropy
 from lossearch_classification.dropout import MultiSampleDropout
@@ -194,10 +195,27 @@ def test_a_base_gets_dropped_embeddings_and_the_other_fields() -> None:
     torch.testing.assert_close(bound(BATCH), pulled(BATCH["logits"], BATCH["weight"]))
     component = component_of(MultiSampleDropout)
     assert component.returns_at(bound.params) == "batch"
-    assert component.reads(bound.params) == {"logits", "embeddings", "model", "weight"}
+    assert component.reads(bound.params) == {"embeddings", "model", "weight"}
     assert component.returns_at(build().params) == "per_sample"
     with pytest.raises(FieldError, match="multi_sample_dropout reads 'weight'"):
         bound({k: v for k, v in BATCH.items() if k != "weight"})
+
+
+def test_it_makes_the_logits_that_a_batch_lacks() -> None:
+    bare = {k: v for k, v in BATCH.items() if k != "logits"}
+    assert torch.equal(build(seed=3)(bare), build(seed=3)(BATCH))
+    torch.testing.assert_close(build().eval()(bare), build().eval()(BATCH))
+    net, y = network(1), (torch.arange(B) % 2).float()
+    batch = batch_of(net, y)
+    one = {k: v for k, v in batch.items() if k != "logits"}  # a head gives [B, 1]
+    assert torch.equal(build("binary", seed=3)(one), build("binary", seed=3)(batch))
+
+
+def test_a_frozen_backbone_leaves_it_the_head_to_learn() -> None:
+    component = component_of(MultiSampleDropout)
+    fields = {"embeddings", "targets", "model", FIXED_EMBEDDINGS}
+    params = build(base="cross_entropy").params
+    assert component_problem(component, "multiclass", fields, params) is None
 
 
 def test_binary_and_multilabel_take_their_own_base() -> None:
@@ -274,7 +292,7 @@ def test_a_scheduled_base_is_followed() -> None:
     rising = {"name": "scaled", "by": {"schedule": "linear", "start": 1.0, "end": 3.0}}
     bound = build(base=rising, rate=0.0)
     clock = {"step", "total_steps"}
-    fields = {"logits", "embeddings", "model"}
+    fields = {"embeddings", "model"}  # the logits are made here
     assert component_of(MultiSampleDropout).reads(bound.params) == fields | clock
     got = bound({**BATCH, "step": 5, "total_steps": 10})
     torch.testing.assert_close(got, 2 * BATCH["logits"].sum(1))

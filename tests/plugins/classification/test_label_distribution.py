@@ -49,6 +49,20 @@ def test_ldr_kl_is_the_authors_form(z: Tensor, y: Tensor) -> None:
     torch.testing.assert_close(ldr_kl(z, y, lam=0.5, margin=1.0), expected)
 
 
+def test_softplus_of_a_row_far_below_zero_is_a_softmax(y: Tensor) -> None:
+    """Where softplus is exp, and underflows, its share of the mean is C times the softmax."""
+    small = 2 * torch.randn(6, CLASSES, generator=torch.manual_seed(0))
+    f = CLASSES * small.double().softmax(1)
+    expected = 0.5 * (gaps(f, y, 1.0) / 0.5).exp().mean(1).log()
+    for low in (-60.0, -1000.0):
+        z = (small + low).requires_grad_()
+        value = ldr_kl(z, y, lam=0.5, margin=1.0)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-3, atol=1e-3)
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        assert slope.isfinite().all() and (slope != 0).all()
+    assert ldr_kl(torch.full((6, CLASSES), -1e4), y, margin=0.0).tolist() == [0.0] * 6
+
+
 def test_ldr_kl_is_cross_entropy_less_log_c(z: Tensor, y: Tensor) -> None:
     value = ldr_kl(z, y, lam=1.0, margin=0.0, normalize="none")
     torch.testing.assert_close(value, cross_entropy(z, y) - math.log(CLASSES))

@@ -43,7 +43,9 @@ def kept_by_a_loop(e: Tensor, y: Tensor, whisker: float | None) -> list[float]:
 def plain(head: str, e: Tensor, w: Tensor, y: Tensor, scale: float = 64.0) -> Tensor:
     if head == "none":
         return NormalizedSoftmax(scale=scale)(e, w, y)
-    return (cosface if head == "cosface" else arcface)(e, w, y, scale=scale, margin=0.35)
+    if head == "cosface":
+        return cosface(e, w, y, scale=scale, margin=0.35)
+    return arcface(e, w, y, scale=scale, margin=0.35, guard="none")  # as the authors' own
 
 
 @pytest.mark.parametrize("whisker", WHISKERS)
@@ -61,6 +63,16 @@ def test_by_a_loop(head: Any, whisker: float | None) -> None:
         z = [10 * c for c in cos + kept]
         expected = math.log(sum(math.exp(v) for v in z)) - z[label]
         assert got[i].item() == pytest.approx(expected)
+
+
+def test_the_arcface_head_has_no_guard() -> None:
+    """Beyond pi - m the cosine rises again, as in the authors' head.py."""
+    angle = 0.95 * math.pi
+    e = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    w = torch.eye(2, dtype=torch.float64)
+    value = unpg(e, w, torch.tensor([0]), head="arcface", scale=4.0, margin=0.5)
+    z = [4 * math.cos(angle + 0.5), 4 * math.sin(angle)]
+    assert value.item() == pytest.approx(math.log(sum(map(math.exp, z))) - z[0])
 
 
 @pytest.mark.parametrize("whisker", WHISKERS)

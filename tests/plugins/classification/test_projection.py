@@ -118,6 +118,11 @@ def test_declaration_and_errors() -> None:
         orthogonal_projection(e, y[:5])
     with pytest.raises(FieldError, match=r"not \[8, 2, 2\]"):
         orthogonal_projection(e.reshape(8, 2, 2), y)
+    unknown = torch.where(y == 1, -1, y)
+    with pytest.raises(FieldError, match=r"from 0 on; these are torch\.int64, and one is -1"):
+        orthogonal_projection(e, unknown)
+    with pytest.raises(FieldError, match=r"class indices \(int64\).*torch\.float64"):
+        orthogonal_projection(e, y.double())
     bad: dict[str, Any]
     for bad in ({"gamma": -1.0}, {"eps": 0.0}, {"negative": "abs"}):
         with pytest.raises(ParameterError, match=next(iter(bad))):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,39 @@ def test_binary_and_multilabel_targets() -> None:
     targets = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]])
     multilabel = inverse_frequency(targets, torch.tensor([30, 10]))
     torch.testing.assert_close(multilabel, torch.tensor([1.0, 0.75, 1.0, 1.5, 1.0]))
+
+
+@pytest.mark.parametrize("weigh", [inverse_frequency, class_balanced])
+def test_an_unknown_binary_label_is_neither_side(weigh: Any) -> None:
+    counts = torch.tensor([30, 10])
+    negative, positive = weigh(torch.tensor([0.0, 1.0]), counts).tolist()
+    assert negative < 1 < positive
+    targets = torch.tensor([1.0, -1.0, 0.0, -1.0])
+    for shaped in (targets, targets[:, None], targets.double()):
+        found = weigh(shaped, counts)
+        assert found.tolist() == pytest.approx([positive, 1, negative, 1], abs=1e-6)
+    assert weigh(torch.full((3,), -1.0), counts).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("weigh", [inverse_frequency, class_balanced])
+def test_class_weights_are_as_precise_as_the_losses(weigh: Any) -> None:
+    losses = torch.rand(4)
+    single = weigh(TARGETS, COUNTS, losses)
+    assert single.dtype == torch.float32 and torch.equal(single, weigh(TARGETS, COUNTS))
+    assert weigh(TARGETS, COUNTS, losses.bfloat16()).dtype == torch.float32
+    double = weigh(TARGETS, COUNTS, losses.double())
+    assert double.dtype == weigh(TARGETS, COUNTS.double()).dtype == torch.float64
+    torch.testing.assert_close(double.float(), single)
+
+
+def test_class_weights_in_float64_by_hand() -> None:
+    losses = torch.rand(3, dtype=torch.float64)
+    raw = [n**-0.7 for n in COUNTS.tolist()]
+    found = inverse_frequency(torch.arange(3), COUNTS, losses, power=0.7)
+    assert found.tolist() == pytest.approx([3 * r / sum(raw) for r in raw], rel=1e-12)
+    raw = [(1 - 0.9) / (1 - 0.9**n) for n in COUNTS.tolist()]
+    found = class_balanced(torch.arange(3), COUNTS, losses, beta=0.9)
+    assert found.tolist() == pytest.approx([3 * r / sum(raw) for r in raw], rel=1e-12)
 
 
 def test_class_weights_run_under_vmap_over_their_parameter() -> None:

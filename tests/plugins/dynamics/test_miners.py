@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from lossearch.components import component_of
-from lossearch.errors import ParameterError
+from lossearch.errors import FieldError, ParameterError
+from lossearch.feasibility import objective_problems
+from lossearch.registry import current
+from lossearch.spec import ObjectiveSpec
 from lossearch_dynamics.miners import ohem, small_loss
 
 
@@ -86,5 +89,39 @@ def test_miner_errors() -> None:
         component_of(ohem).build(min_kept=0)
     with pytest.raises(ParameterError, match="forget_rate"):
         component_of(small_loss).build(forget_rate=1.0)
-    with pytest.raises(ParameterError, match="peers = 2"):
-        component_of(small_loss).build(peers=2)
+    with pytest.raises(ParameterError, match="peers = 3"):
+        component_of(small_loss).build(peers=3)
+
+
+# two peers
+
+
+def test_each_of_two_peers_learns_from_what_the_other_keeps() -> None:
+    losses = torch.arange(10.0)
+    batch = {"losses": losses, "losses_b": -losses, "epoch": 50}
+    first, second = component_of(small_loss).build(peers=2, forget_rate=0.3)(batch)
+    assert first.tolist() == [False] * 3 + [True] * 7  # what is small for the second
+    assert second.tolist() == [True] * 7 + [False] * 3
+    assert torch.equal(second, small_loss(losses, 50, forget_rate=0.3))
+    assert torch.equal(first, small_loss(-losses, 50, forget_rate=0.3))
+    start = small_loss(losses, 0, -losses, forget_rate=0.3, peers=2)
+    assert start.shape == (2, 10) and start.all()  # epoch 0 keeps all
+
+
+def test_two_peers_need_the_losses_of_both_and_no_study_has_them() -> None:
+    with pytest.raises(FieldError, match=r"reads 'losses_b'.*\[4\]; given: none"):
+        small_loss(torch.rand(4), 0, peers=2)
+    with pytest.raises(FieldError, match=r"given: \[3\]"):
+        small_loss(torch.rand(4), 0, torch.rand(3), peers=2)
+    with pytest.raises(FieldError, match="small_loss reads 'losses_b', which the batch lacks"):
+        component_of(small_loss).build(peers=2)({"losses": torch.rand(4), "epoch": 0})
+    spec = ObjectiveSpec.parse(
+        {
+            "task": "multiclass",
+            "terms": [{"loss": "cross_entropy", "miner": {"name": "small_loss", "peers": 2}}],
+        }
+    )
+    fields = frozenset({"logits", "targets", "epoch"})
+    (problem,) = objective_problems(spec, current(), fields)
+    assert problem.startswith("small_loss reads 'losses_b'")
+    assert problem.endswith("which nothing here provides")

@@ -107,6 +107,62 @@ def test_focal_weight_errors() -> None:
         focal_weight(logits, torch.tensor([0, 1, 2]))
 
 
+# focal_weight from losses alone
+
+
+def test_focal_weight_from_losses_alone_takes_exp_of_them_for_the_probability() -> None:
+    losses = torch.tensor([0.0, 0.1, 1.0, 5.0], dtype=torch.float64, requires_grad=True)
+    got = component_of(focal_weight).build(gamma=1.5)({"losses": losses})
+    assert not got.requires_grad and got.dtype == torch.float64
+    assert got.tolist() == pytest.approx([(1 - math.exp(-x)) ** 1.5 for x in losses.tolist()])
+    scaled = focal_weight(losses=losses, gamma=1.5, normalize=True)
+    assert torch.allclose(scaled, got / got.mean())
+    assert torch.equal(focal_weight(losses=losses, gamma=0.0), torch.ones_like(losses))
+    assert focal_weight(losses=losses.detach().bfloat16()).dtype == torch.float32
+    tiny = focal_weight(losses=torch.tensor([1e-12]), gamma=1.0)
+    assert float(tiny) == pytest.approx(1e-12)  # 1 - exp(-l) would be 0
+
+
+def test_focal_weight_of_cross_entropies_is_that_of_their_logits() -> None:
+    logits = torch.randn(16, 5)
+    targets = torch.randint(5, (16,))
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(focal_weight(losses=losses), focal_weight(logits, targets))
+    z, t = torch.randn(9), torch.randint(2, (9,)).float()
+    binary = F.binary_cross_entropy_with_logits(z, t, reduction="none")
+    torch.testing.assert_close(focal_weight(losses=binary), focal_weight(z, t))
+    # beside logits, losses are not read
+    torch.testing.assert_close(
+        focal_weight(z, t, torch.full((9,), 99.0)), focal_weight(z, t), rtol=0, atol=0
+    )
+
+
+def test_focal_weight_from_losses_alone_refuses_what_is_no_cross_entropy() -> None:
+    with pytest.raises(FieldError, match=r"a loss is -0\.5, and exp\(-loss\) is no probability"):
+        focal_weight(losses=torch.tensor([1.0, -0.5]))
+    with pytest.raises(FieldError, match="reads 'logits' and 'targets', or 'losses'"):
+        component_of(focal_weight).build()({"epoch": 3})
+    with pytest.raises(FieldError, match="with 'logits' reads 'targets' too"):
+        focal_weight(torch.zeros(2, 3), losses=torch.ones(2))
+    with pytest.raises(ParameterError, match="does not tell its class"):
+        focal_weight(losses=torch.ones(2), alpha=[0.1, 0.2])
+    unseen = torch.func.vmap(lambda x: focal_weight(losses=x))(torch.tensor([[1.0, -0.5]]))
+    assert unseen.isnan().tolist() == [[False, True]]
+
+
+def test_focal_weight_normalizes_over_the_samples_with_a_known_label() -> None:
+    z, t = torch.randn(6), torch.tensor([1.0, -1.0, 0.0, 0.0, -1.0, 1.0])
+    known = t >= 0
+    got = focal_weight(z, t, normalize=True)
+    torch.testing.assert_close(got[known], focal_weight(z[known], t[known], normalize=True))
+    assert got[~known].tolist() == [1.0, 1.0] and float(got.mean()) == pytest.approx(1)
+
+
+def test_focal_weight_refuses_a_class_that_is_none() -> None:
+    with pytest.raises(FieldError, match=r"target 3 is outside \[0, 3\), the logits"):
+        focal_weight(torch.zeros(2, 3), torch.tensor([0, 3]))
+
+
 # dynamic_loss
 
 
