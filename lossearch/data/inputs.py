@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -273,33 +273,20 @@ def decode(
     Raises:
         DataError: some cannot be read: the first, and how many more.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+    from PIL.Image import Resampling
 
     side = (image_size, image_size)
     out = np.empty((len(positions), *side, 3), dtype=np.uint8)
-
-    def keep(row: int, image: Image.Image) -> None:
-        if image.size != side:
-            image = ImageOps.fit(image, side, Image.Resampling.BICUBIC)
-        out[row] = np.asarray(image)
-
-    found = each_picture(items, positions, keep)
-    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), found
-
-
-def each_picture(
-    items: TorchDataset[Any],
-    positions: np.ndarray,
-    use: Callable[[int, Image], None] = lambda row, image: None,
-) -> Counter[str]:
-    """Read these images, hand each to ``use``, and count the facts; errors as of ``decode``."""
 
     def one(row: int) -> tuple[str, ...] | DataError:
         try:
             image, facts = picture(items, int(positions[row]))
         except DataError as error:
             return error
-        use(row, image)
+        if image.size != side:
+            image = ImageOps.fit(image, side, Resampling.BICUBIC)
+        out[row] = np.asarray(image)
         return facts
 
     found: Counter[str] = Counter()
@@ -313,4 +300,4 @@ def each_picture(
     if refused:
         more = f" ({len(refused) - 1} more images are refused too)" if refused[1:] else ""
         raise DataError(f"{refused[0]}{more}")
-    return found
+    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), found

@@ -23,7 +23,6 @@ from lossearch.data.inputs import (
     Source,
     Tensors,
     decode,
-    each_picture,
     item_array,
     item_input,
 )
@@ -33,7 +32,7 @@ from lossearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 KEPT_BYTES = 512 * 2**20  # images of up to this size, decoded, are kept in memory
-LOOKED_AT = 256  # images of larger sets that are read to say what they are
+LOOKED_AT = 256  # images of a larger set that are read once to say what they are
 LARGE = 100  # values above it train badly where nothing scales them
 Kind = Literal["table", "image", "other"]
 Part = Literal["train", "validation", "test"]
@@ -118,13 +117,8 @@ def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
         return Loaded(images, shape, kind, digest, notes=notes)
     if kind == "table":
         _warn_of_scale(selected[0])
-    return Loaded(
-        [Tensors(part) for part in selected],
-        shape,
-        kind,
-        digest,
-        notes=() if kind == "table" else _scale_note(selected[0]),
-    )
+    sources: list[Source] = [Tensors(part) for part in selected]
+    return Loaded(sources, shape, kind, digest, notes=_scale_note(selected[0], kind))
 
 
 def _distinct(parts: Parts) -> dict[int, Any]:
@@ -184,9 +178,9 @@ def _warn_of_scale(values: Tensor) -> None:
         )
 
 
-def _scale_note(values: Tensor) -> tuple[str, ...]:
-    largest = float(values.abs().max())
-    if largest <= LARGE:
+def _scale_note(values: Tensor, kind: Kind) -> tuple[str, ...]:
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if kind == "table" or largest <= LARGE:
         return ()
     return (
         f"the inputs reach {largest:g} and are used as they are, which trains badly: divide all "
@@ -202,35 +196,21 @@ def _items(dataset: Dataset, parts: Parts) -> Loaded:
     total = sum(len(rows) for _, rows in parts)
     shape = (3, size, size)
     sources: list[Source]
-    if total * 3 * size * size <= KEPT_BYTES:
-        stores, facts = zip(*(decode(items, rows, size) for items, rows in parts), strict=True)
-        sources = [Images(store, augment=dataset.augment) for store in stores]
-        notes = (*image_notes(sum(facts, Counter()), total, total), *dark_note(stores))
+    large = total * 3 * size * size > KEPT_BYTES
+    step = max(total // LOOKED_AT, 1) if large else 1
+    read = [decode(items, rows[::step], size) for items, rows in parts]
+    stores, facts = zip(*read, strict=True)
+    looked = sum(map(len, stores))
+    notes = (*image_notes(sum(facts, Counter()), looked, total), *dark_note(stores))
+    if large:
+        digest = _items_digest(parts)
+        sources = [
+            Items(items, rows, image_size=size, augment=dataset.augment) for items, rows in parts
+        ]
+    else:
         digest = _digest(store.numpy() for store in stores)
-        return Loaded(sources, shape, "image", digest, notes=notes)
-    digest = _items_digest(parts)
-    sources = [
-        Items(items, rows, image_size=size, augment=dataset.augment) for items, rows in parts
-    ]
-    return Loaded(sources, shape, "image", digest, notes=_look(parts, total))
-
-
-def _look(parts: Parts, total: int) -> tuple[str, ...]:
-    """What some images, spread over a set that is too large to be read now, are."""
-    found: Counter[str] = Counter()
-    looked, top = 0, torch.zeros(1)
-
-    for items, rows in parts:
-        some = rows[:: max(total // LOOKED_AT, 1)]
-        tops = np.zeros(len(some))
-
-        def keep(row: int, image: Any, tops: np.ndarray = tops) -> None:
-            tops[row] = np.asarray(image).max()
-
-        found += each_picture(items, some, keep)
-        looked += len(some)
-        top = torch.maximum(top, torch.as_tensor(tops).max())
-    return (*image_notes(found, looked, total), *dark_note([top]))
+        sources = [Images(store, augment=dataset.augment) for store in stores]
+    return Loaded(sources, shape, "image", digest, notes=notes)
 
 
 def _tensor_items(sample: Any, parts: Parts) -> Loaded:
@@ -244,8 +224,7 @@ def _tensor_items(sample: Any, parts: Parts) -> Loaded:
     shape = tuple(values.shape)
     kind: Kind = {1: "table", 3: "image"}.get(len(shape), "other")  # pyright: ignore
     sources: list[Source] = [Items(items, rows) for items, rows in parts]
-    notes = () if kind == "table" else _scale_note(values)
-    return Loaded(sources, shape, kind, _items_digest(parts), notes=notes)
+    return Loaded(sources, shape, kind, _items_digest(parts), notes=_scale_note(values, kind))
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:

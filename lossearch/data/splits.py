@@ -71,9 +71,9 @@ def prepare_dataset(
     raw = _targets(dataset.inputs, dataset.targets, "")
     labels = read_labels(raw, config.task or dataset.task, dataset.class_names)
     whole = labels.encode(raw)
-    given = {"validation": dataset.validation, "test": dataset.test}
-    own = {part: pair for part, pair in given.items() if pair is not None}
-    fixed = {part: labels.encode(_targets(*pair, f"{part} ")) for part, pair in own.items()}
+    brought: dict[Part, Any] = {"validation": dataset.validation, "test": dataset.test}
+    own = {part: brought[part] for part in PARTS[1:] if brought[part] is not None}
+    fixed = {part: labels.encode(_targets(*own[part], f"{part} ")) for part in own}
     rows = deal_out(labels.classes(whole), labels, config, fixed)
     if config.imbalance is not None:
         if not labels.values:

@@ -120,7 +120,8 @@ def _classes(folder: Path, notes: list[str]) -> tuple[str, ...]:
             "path/<class>/<image>. To leave a part out, give the path of the one that has classes"
         )
     if images:
-        notes.append(f"{len(images)} images in {folder.name} lie in no class's folder: left out")
+        few = f"{len(images)} of the images in {folder.name}"
+        notes.append(f"left out, since they lie in no class's folder: {few}")
     hidden = [e.name for e in folder.iterdir() if e.name[0] == "_" and not _junk(e.name)]
     if hidden:
         notes.append(f"in {folder.name}, {_some('entry', hidden)} left out, for the '_' in front")
