@@ -72,8 +72,10 @@ def prepare_dataset(
     labels = read_labels(raw, config.task or dataset.task, dataset.class_names)
     whole = labels.encode(raw)
     brought: dict[Part, Any] = {"validation": dataset.validation, "test": dataset.test}
-    own = {part: brought[part] for part in PARTS[1:] if brought[part] is not None}
-    fixed = {part: labels.encode(_targets(*own[part], f"{part} ")) for part in own}
+    own: dict[Part, tuple[Any, Any]] = {p: pair for p, pair in brought.items() if pair is not None}
+    fixed: dict[Part, Tensor] = {
+        part: labels.encode(_targets(*pair, f"{part} ")) for part, pair in own.items()
+    }
     rows = deal_out(labels.classes(whole), labels, config, fixed)
     if config.imbalance is not None:
         if not labels.values:
