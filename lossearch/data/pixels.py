@@ -130,7 +130,7 @@ def _bytes(image: Image, top: int, negative: bool, name: str) -> np.ndarray:
             "divide all images by one number, the same for the whole set, and save them with 8 or "
             "16 bits"
         )
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image).astype(np.float32)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # NaN too
         raise DataError(

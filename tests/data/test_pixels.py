@@ -52,6 +52,31 @@ def tiff(folder: Path, values: np.ndarray, bits: int, photometric: int = 1) -> s
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "fingerprint"),
+    [
+        ((6, 6, 3), "02c1e82cf38f31c1c819c66984db172fd6575a1158b9fb57afae660ba9fcc01d"),
+        ((6, 6), "9727175630aa013923187a22f93579831ae806f1f9f791b8d73c1fd2ebe6ec4c"),
+    ],
+)
+def test_plain_images_are_what_they_were(
+    tmp_path: Path, shape: tuple[int, ...], fingerprint: str
+) -> None:
+    """Of the releases before other modes were read; ledgers and embeddings hang on it."""
+    steps = np.arange(np.prod(shape))
+    paths = [
+        saved(
+            tmp_path,
+            Image.fromarray((steps * (n + 7) % 256).astype("u1").reshape(shape)),
+            f"{n}.png",
+        )
+        for n in range(12)
+    ]
+    assert (
+        prepare_dataset(Dataset(ImageFiles(tuple(paths)), LABELS)).info.fingerprint == fingerprint
+    )
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_sixteen_bits_span_the_full_range(tmp_path: Path, ending: str) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), f"ramp.{ending}")

@@ -331,6 +331,8 @@ def test_huggingface_from_disk(tmp_path: Path, registry: Registry) -> None:
     data = load(registry, **block, test_part="held")
     assert (data.info.class_names, data.info.input_shape) == (("x", "y", "z"), (3, 8, 8))
     assert (data.info.train_size, data.info.test_size) == (24, 9)
+    three = load(registry, **block, validation_part="held", test_part="held")
+    assert (len(three.train), len(three.validation), len(three.test)) == (30, 9, 9)
     with pytest.raises(DataError, match="no split 'trian'; did you mean 'train'"):
         load(registry, **block, part="trian")
     with pytest.raises(DataError, match="no column 'lable'; did you mean 'label'"):
