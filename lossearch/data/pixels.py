@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXIF = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps it
-ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
+ORIENTATION, BITS, PHOTOMETRIC, FORMAT = 0x0112, 0x0102, 0x0106, 0x0153  # tags of EXIF and TIFF
 DARK = 64  # of 255: no set of pictures stays below it, masks and 12-bit values do
 FACTS = {
     "deep": "of 16 bits: scaled to 8 by the full range, 65,535 (a TIFF of 12 bits by 4,095)",
@@ -115,9 +115,11 @@ def rgb(image: Any, name: str) -> tuple[Image, tuple[str, ...]]:
 
 def _top(image: Image) -> int | None:
     """What is white in a deep image: 65,535 or 4,095, 1 for floats, 0 where nothing says it."""
+    tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(BITS, (16,))
-        return 2 ** bits[0] - 1
+        return 2 ** tags.get(BITS, (16,))[0] - 1
+    if image.mode == "L" and tags.get(FORMAT) == (2,):  # with a sign, which Pillow reads without
+        return 0
     if image.mode == "I":  # Pillow brings a PGM of any depth to 16 bits
         return 65535 if image.format in ("PNG", "PPM") else 0
     return 1 if image.mode == "F" else None
@@ -126,7 +128,7 @@ def _top(image: Image) -> int | None:
 def _bytes(image: Image, top: int, negative: bool, name: str) -> np.ndarray:
     if top == 0:
         raise DataError(
-            f"{name} holds integers of 32 bits or with a sign (mode I), which state no range; "
+            f"{name} holds integers of 32 bits or with a sign (mode {image.mode}), which state no range; "
             "divide all images by one number, the same for the whole set, and save them with 8 or "
             "16 bits"
         )

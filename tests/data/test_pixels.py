@@ -33,17 +33,19 @@ def pixels(path: str) -> np.ndarray:
     return np.asarray(read_image(path)[0])
 
 
-def tiff(folder: Path, values: np.ndarray, bits: int, photometric: int = 1) -> str:
-    """A grey TIFF, written by hand: Pillow writes neither 12 bits nor negatives of 16."""
+def tiff(
+    folder: Path, values: np.ndarray, bits: int, photometric: int = 1, signed: bool = False
+) -> str:
+    """A grey TIFF, written by hand: Pillow writes no 12 bits, signs or negatives of 16."""
     height, width = values.shape
     if bits == 12:
         halves = "".join(f"{value:03x}" for value in values.ravel())
         data = bytes.fromhex(halves)
     else:
-        data = values.astype("<u2").tobytes()
+        data = values.astype(f"<u{bits // 8}").tobytes()
     tags = [
         (256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 200),
-        (277, 1), (278, height), (279, len(data)),
+        (277, 1), (278, height), (279, len(data)), (339, 1 + signed),
     ]  # fmt: skip
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     head += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
@@ -113,6 +115,9 @@ def test_integers_of_32_bits_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.arange(4, dtype=np.int32)[None]), "i.tif")
     with pytest.raises(DataError, match=r"i.tif holds integers of 32 bits.*mode I.*16 bits"):
         read_image(path)
+    signed = tiff(tmp_path, np.array([[0, 127], [128, 255]]), 8, signed=True)
+    with pytest.raises(DataError, match=r"with a sign \(mode L\)"):
+        read_image(signed)
 
 
 def test_masks_of_one_bit(tmp_path: Path) -> None:
