@@ -128,9 +128,9 @@ def _top(image: Image) -> int | None:
 def _bytes(image: Image, top: int, negative: bool, name: str) -> np.ndarray:
     if top == 0:
         raise DataError(
-            f"{name} holds integers of 32 bits or with a sign (mode {image.mode}), which state no range; "
-            "divide all images by one number, the same for the whole set, and save them with 8 or "
-            "16 bits"
+            f"{name} holds integers of 32 bits or with a sign (mode {image.mode}), which state no "
+            "range; divide all images by one number, the same for the whole set, and save them "
+            "with 8 or 16 bits"
         )
     values = np.asarray(image).astype(np.float32)
     low, high = values.min(), values.max()
