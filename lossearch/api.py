@@ -27,6 +27,7 @@ def search(
     space: str | dict[str, Any] | None = None,
     metric: str | dict[str, Any] | None = None,
     task: str | None = None,
+    validation: Any = None,
     test: Any = None,
     class_names: tuple[str, ...] = (),
     trials: int | None = None,
@@ -57,7 +58,8 @@ def search(
         space: A space by name, file or document; by default the task's own.
         metric: The metric to search by; accuracy by default.
         task: ``multiclass``, ``binary`` or ``multilabel``, where the labels do not say.
-        test: A fixed test part, of the same form as ``data``.
+        validation: A fixed validation part, of the same form as ``data``, and
+        test: a fixed test part.
         class_names: Names of the classes 0, 1, ....
         trials: How many trials in all.
         epochs: How many epochs a full training takes.
@@ -88,7 +90,7 @@ def search(
         "seed": seed,
         "plugins": [str(p) for p in plugins] or None,
     }
-    fixed = {"test": test, "class_names": class_names}
+    fixed = {"validation": validation, "test": test, "class_names": class_names}
     config, dataset = _study(data, targets, task, fixed, given, settings)
     module = model if isinstance(model, nn.Module) else None
     display = None
@@ -110,6 +112,7 @@ def compare(
     model: nn.Module | str | dict[str, Any] | None = None,
     metric: str | dict[str, Any] | None = None,
     task: str | None = None,
+    validation: Any = None,
     test: Any = None,
     class_names: tuple[str, ...] = (),
     epochs: int | None = None,
@@ -148,6 +151,7 @@ def compare(
         model: As for :func:`search`.
         metric: The metric that ``validation`` is of; accuracy by default. ``metrics`` adds others.
         task: As for :func:`search`.
+        validation: The same.
         test: The same.
         class_names: The same.
         epochs: How many epochs a training takes.
@@ -174,7 +178,7 @@ def compare(
         "seed": seed,
         "plugins": [str(p) for p in plugins] or None,
     }
-    fixed = {"test": test, "class_names": class_names}
+    fixed = {"validation": validation, "test": test, "class_names": class_names}
     config, dataset = _study(data, targets, task, fixed, given, settings)
     module = model if isinstance(model, nn.Module) else None
     from rich.console import Console

@@ -74,8 +74,8 @@ class BagsConfig(BaseModel):
 class SplitConfig(BaseModel):
     """The shares of all samples that validation and test get, and the seed that deals them out.
 
-    A dataset that comes with a test part of its own keeps it; ``test`` then has no effect, except
-    that ``limit`` is shared out by it.
+    A dataset that comes with a validation or a test part of its own keeps it; its share then has
+    no effect, except that ``limit`` is shared out by it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset, TensorDataset
 
 from lossearch.components import TASKS
+from lossearch.data.pixels import read_image
 from lossearch.errors import DataError, unknown
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageFiles(TorchDataset[Any]):
-    """Image files by their paths; an item is the decoded RGB image."""
+    """Image files by their paths; an item is the picture as 8-bit RGB, upright.
+
+    Kinds of other depth, colours or ground become that by one rule each, or are refused
+    (:mod:`lossearch.data.pixels`).
+    """
 
     paths: tuple[str, ...]
 
@@ -29,16 +34,7 @@ class ImageFiles(TorchDataset[Any]):
         return len(self.paths)
 
     def __getitem__(self, position: int) -> Image:
-        from PIL import Image
-
-        path = self.paths[position]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"image {path} cannot be read ({error}); repair it or take it out of the folder"
-            ) from None
+        return read_image(self.paths[position])[0]
 
 
 Inputs = np.ndarray | Tensor | pd.DataFrame | TorchDataset[Any]
@@ -49,10 +45,11 @@ class Dataset:
     """What a dataset component returns: all samples, not yet split.
 
     Attributes:
-        inputs: An array or tensor ``(samples, ...)`` (8-bit ones of three or four dimensions are
-            images), a table, image files, or a map-style torch dataset whose items are the input
-            or begin with it. Arrays are used as they are; tables are imputed, standardised and
-            encoded on the training split.
+        inputs: An array or tensor ``(samples, ...)`` (8- and 16-bit ones, uint8 and uint16, of
+            three or four dimensions are images), a table, image files, or a map-style torch
+            dataset whose items are the input or begin with it. Images are normalised; other
+            arrays are used as they are; tables are imputed, standardised and encoded on the
+            training split.
         targets: One label for each sample: whole numbers or text for classes, ``(samples,
             labels)`` of 0 and 1 (-1 unknown) for multilabel, real numbers for regression.
         task: ``multiclass``, ``binary``, ``multilabel`` or ``regression``; where left out, what
@@ -60,6 +57,7 @@ class Dataset:
         class_names: The classes that whole-number targets count, in order. Without them the
             classes are the values that occur.
         test: Inputs and targets of the test part, for datasets that come with one.
+        validation: The same of the validation part.
         image_size: Side in pixels that images of files are brought to; where left out, that of
             the first image, at most 224.
         augment: Whether training images are cropped and flipped at random.
@@ -75,6 +73,7 @@ class Dataset:
     image_size: int | None = None
     augment: bool = True
     notes: tuple[str, ...] = ()
+    validation: tuple[Inputs, Any] | None = None
 
 
 def as_dataset(
@@ -84,6 +83,7 @@ def as_dataset(
     *,
     class_names: tuple[str, ...] = (),
     test: Any = None,
+    validation: Any = None,
 ) -> Dataset:
     """A dataset from what a user has at hand.
 
@@ -95,6 +95,7 @@ def as_dataset(
             the labels suggest.
         class_names: Names of the classes 0, 1, ....
         test: A test part of the same form as ``data``, if there is a fixed one.
+        validation: The same for validation.
 
     Raises:
         DataError: there are no labels, no such column, or the data is of another kind.
@@ -104,10 +105,10 @@ def as_dataset(
     if isinstance(data, Dataset):
         return replace(data, task=task) if task else data
     inputs, labels = _pair(data, targets)
-    fixed = None
-    if test is not None:
-        fixed = _pair(test, targets if isinstance(targets, str) else None)
-    return Dataset(inputs, labels, task, tuple(class_names), fixed)
+    column = targets if isinstance(targets, str) else None
+    parts = (None if part is None else _pair(part, column) for part in (test, validation))
+    fixed, watched = parts
+    return Dataset(inputs, labels, task, tuple(class_names), fixed, validation=watched)
 
 
 def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:

@@ -7,10 +7,11 @@ rest goes through a ``DataLoader``.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from lossearch.data.dataset import ImageFiles
+from lossearch.data.pixels import images_of, read_image, rgb, unreadable
 from lossearch.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Device = torch.device | str
 
@@ -68,7 +74,7 @@ class Tensors:
 
 
 class Images(Tensors):
-    """8-bit images ``(N, channels, H, W)`` kept as bytes, normalised batch by batch.
+    """Images ``(N, channels, H, W)`` out of 255, mostly bytes, normalised batch by batch.
 
     Training batches are shifted by up to an eighth of the side, mirrored beyond the edge, and
     flipped left to right: the usual augmentation of small images.
@@ -183,11 +189,11 @@ class _View(TorchDataset[Tensor]):
 
     def __getitem__(self, position: int) -> Tensor:
         source = self.source
-        item = item_input(source.items, int(source.positions[position]))
+        row = int(source.positions[position])
         if source.image_size is None:
-            return torch.as_tensor(item, dtype=torch.float32)
+            return item_array(item_input(source.items, row))
         transform = _transform(source.image_size, self.seed is not None)
-        item = item.convert("RGB")
+        item, _ = picture(source.items, row)
         if self.seed is None:
             return transform(item)
         # timm's transforms draw from the global generators: seeded for each sample, so that a
@@ -230,20 +236,68 @@ def item_input(items: TorchDataset[Any], position: int) -> Any:
     return item
 
 
-def decode(items: TorchDataset[Any], positions: np.ndarray, image_size: int) -> Tensor:
-    """Images as bytes ``(N, 3, side, side)``, cropped to a square and resized."""
-    from PIL import Image, ImageOps
+def item_array(item: Any) -> Tensor:
+    """An item that is no PIL image: float32, normalised where it is an 8- or 16-bit image."""
+    values = torch.as_tensor(item)
+    images = images_of(values[None])
+    if images is None:
+        return values.to(torch.float32)
+    return next(Images(images, augment=False).stream([torch.tensor([0])], None, "cpu", 0))[0]
+
+
+def picture(items: TorchDataset[Any], position: int) -> tuple[Image, tuple[str, ...]]:
+    """An item that is an image, as 8-bit RGB, and what was done to it.
+
+    Raises:
+        DataError: it cannot be read, or its values have no stated range.
+    """
+    from PIL.Image import DecompressionBombError
+
+    if isinstance(items, ImageFiles):
+        return read_image(items.paths[position])
+    name = f"item {position} of the dataset"
+    try:
+        return rgb(item_input(items, position), name)
+    except (OSError, SyntaxError, DecompressionBombError) as error:
+        raise unreadable(name, error) from None
+
+
+def decode(
+    items: TorchDataset[Any], positions: np.ndarray, image_size: int
+) -> tuple[Tensor, Counter[str]]:
+    """Images as bytes ``(N, 3, side, side)``, cropped to a square and resized.
+
+    Returns:
+        The images, and how many of them each of the facts of ``pixels`` holds of.
+
+    Raises:
+        DataError: some cannot be read: the first, and how many more.
+    """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
 
     side = (image_size, image_size)
     out = np.empty((len(positions), *side, 3), dtype=np.uint8)
 
-    def one(row: int) -> None:
-        image = item_input(items, int(positions[row])).convert("RGB")
+    def one(row: int) -> tuple[str, ...] | DataError:
+        try:
+            image, facts = picture(items, int(positions[row]))
+        except DataError as error:
+            return error
         if image.size != side:
-            image = ImageOps.fit(image, side, Image.Resampling.BICUBIC)
+            image = ImageOps.fit(image, side, Resampling.BICUBIC)
         out[row] = np.asarray(image)
+        return facts
 
+    found: Counter[str] = Counter()
+    refused: list[DataError] = []
     with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock free
-        for _ in pool.map(one, range(len(positions))):
-            pass
-    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+        for said in pool.map(one, range(len(positions))):
+            if isinstance(said, DataError):
+                refused.append(said)
+            else:
+                found.update(said)
+    if refused:
+        more = f" ({len(refused) - 1} more images are refused too)" if refused[1:] else ""
+        raise DataError(f"{refused[0]}{more}")
+    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +17,39 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from lossearch.data.dataset import Dataset, ImageFiles
-from lossearch.data.inputs import Images, Items, Source, Tensors, decode, item_input
+from lossearch.data.inputs import (
+    Images,
+    Items,
+    Source,
+    Tensors,
+    decode,
+    item_array,
+    item_input,
+)
+from lossearch.data.pixels import channels_first, dark_note, deep_note, image_notes, images_of
 from lossearch.data.tables import TableEncoder, clean_table
 from lossearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 KEPT_BYTES = 512 * 2**20  # images of up to this size, decoded, are kept in memory
+LOOKED_AT = 256  # images of a larger set that are read once to say what they are
+LARGE = 100  # values above it train badly where nothing scales them
 Kind = Literal["table", "image", "other"]
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 Parts = Sequence[tuple[Any, np.ndarray]]
 
 
 @dataclass
 class Loaded:
-    """The inputs of all parts, and what is known of them."""
+    """The inputs of all parts, what is known of them, and what was done in reading them."""
 
     sources: list[Source]
     shape: tuple[int, ...]
     kind: Kind
     digest: str
     table: TableEncoder | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
@@ -44,12 +59,12 @@ def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
         DataError: inputs that are not usable, and why.
     """
     first = parts[0][0]
-    for inputs, _ in parts:
+    for name, (inputs, _) in zip(PARTS, parts, strict=True):
         if isinstance(inputs, (np.ndarray, Tensor)) != isinstance(first, (np.ndarray, Tensor)) or (
             isinstance(inputs, pd.DataFrame) != isinstance(first, pd.DataFrame)
         ):
             raise DataError(
-                f"the inputs are a {type(first).__name__} and those of the test part a "
+                f"the inputs are a {type(first).__name__} and those of the {name} part a "
                 f"{type(inputs).__name__}; they must be of one kind"
             )
     if isinstance(first, pd.DataFrame):
@@ -84,24 +99,26 @@ def _tables(parts: Parts) -> Loaded:
 
 def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
     checked = {key: _check_array(array) for key, array in _distinct(parts).items()}
-    tensors = [checked[id(array)] for array, _ in parts]
-    if len({(tensor.shape[1:], tensor.dtype) for tensor in tensors}) > 1:
-        raise DataError(
-            f"a sample has the shape {tuple(tensors[0].shape[1:])} ({tensors[0].dtype}), and one "
-            f"of the test part {tuple(tensors[-1].shape[1:])} ({tensors[-1].dtype})"
-        )
+    tensors, kinds = zip(*(checked[id(array)] for array, _ in parts), strict=True)
     shape = tuple(tensors[0].shape[1:])
+    for name, tensor, other in zip(PARTS, tensors, kinds, strict=True):
+        if (tuple(tensor.shape[1:]), other) != (shape, kinds[0]):
+            raise DataError(
+                f"a sample has the shape {shape} ({kinds[0]}), and one of the {name} part "
+                f"{tuple(tensor.shape[1:])} ({other})"
+            )
+    digest = _digest(tensor.numpy() for tensor, _ in checked.values())
     rows = [torch.as_tensor(rows) for _, rows in parts]
     selected = [tensor[row] for tensor, row in zip(tensors, rows, strict=True)]
-    sources: list[Source]
-    if tensors[0].dtype == torch.uint8:
-        sources = [Images(part, augment=dataset.augment) for part in selected]
-    else:
-        sources = [Tensors(part) for part in selected]
     kind: Kind = {1: "table", 3: "image"}.get(len(shape), "other")  # pyright: ignore
+    if kinds[0] != torch.float32:
+        images: list[Source] = [Images(part, augment=dataset.augment) for part in selected]
+        notes = (*deep_note(kinds[0]), *dark_note(tensors))
+        return Loaded(images, shape, kind, digest, notes=notes)
     if kind == "table":
         _warn_of_scale(selected[0])
-    return Loaded(sources, shape, kind, _digest(t.numpy() for t in checked.values()))
+    sources: list[Source] = [Tensors(part) for part in selected]
+    return Loaded(sources, shape, kind, digest, notes=_scale_note(selected[0], kind))
 
 
 def _distinct(parts: Parts) -> dict[int, Any]:
@@ -109,8 +126,10 @@ def _distinct(parts: Parts) -> dict[int, Any]:
     return {id(inputs): inputs for inputs, _ in parts}
 
 
-def _check_array(array: np.ndarray | Tensor) -> Tensor:
-    """float32, or uint8 ``(N, channels, H, W)`` for images.
+def _check_array(array: np.ndarray | Tensor) -> tuple[Tensor, torch.dtype]:
+    """The values: float32, or images ``(N, channels, H, W)`` out of 255, and what they were.
+
+    What they were is uint8 or uint16 for images, else float32.
 
     Raises:
         DataError: not numbers, not finite, or not a sample in each row.
@@ -132,14 +151,10 @@ def _check_array(array: np.ndarray | Tensor) -> Tensor:
         )
     if values.is_complex():
         raise DataError("the inputs are complex numbers; pass real and imaginary part apart")
-    image = values.dtype == torch.uint8 and values.ndim in (3, 4)
-    if image and values.ndim == 3:
-        values = values[:, None]
-    if values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] not in (1, 3, 4):
-        values = values.permute(0, 3, 1, 2)
-    if image:
-        return values.contiguous()
-    values = values.to(torch.float32).contiguous()
+    images = images_of(values)
+    if images is not None:
+        return images, values.dtype
+    values = channels_first(values).to(torch.float32).contiguous()
     bad = ~torch.isfinite(values)
     if bad.any():
         samples = int(bad.flatten(1).any(dim=1).sum())
@@ -148,19 +163,29 @@ def _check_array(array: np.ndarray | Tensor) -> Tensor:
             f"{len(values)} samples; drop or fill them, or pass a data frame "
             "(pandas.DataFrame(X)), which is imputed"
         )
-    return values
+    return values, values.dtype
 
 
 def _warn_of_scale(values: Tensor) -> None:
     largest = values.abs().amax(dim=0)
     worst = int(largest.argmax())
-    if largest[worst] > 100:
+    if largest[worst] > LARGE:
         logger.warning(
             "input column %d reaches %g, which trains badly; arrays are used as they are: pass "
             "pandas.DataFrame(X) to have the columns standardised",
             worst,
             float(largest[worst]),
         )
+
+
+def _scale_note(values: Tensor, kind: Kind) -> tuple[str, ...]:
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if kind == "table" or largest <= LARGE:
+        return ()
+    return (
+        f"the inputs reach {largest:g} and are used as they are, which trains badly: divide all "
+        "by one number; images are scaled where they are arrays, or items, of uint8 or uint16",
+    )
 
 
 def _items(dataset: Dataset, parts: Parts) -> Loaded:
@@ -171,27 +196,35 @@ def _items(dataset: Dataset, parts: Parts) -> Loaded:
     total = sum(len(rows) for _, rows in parts)
     shape = (3, size, size)
     sources: list[Source]
-    if total * 3 * size * size <= KEPT_BYTES:
-        stores = [decode(items, rows, size) for items, rows in parts]
+    large = total * 3 * size * size > KEPT_BYTES
+    step = max(total // LOOKED_AT, 1) if large else 1
+    read = [decode(items, rows[::step], size) for items, rows in parts]
+    stores, facts = zip(*read, strict=True)
+    looked = sum(map(len, stores))
+    notes = (*image_notes(sum(facts, Counter()), looked, total), *dark_note(stores))
+    if large:
+        digest = _items_digest(parts)
+        sources = [
+            Items(items, rows, image_size=size, augment=dataset.augment) for items, rows in parts
+        ]
+    else:
+        digest = _digest(store.numpy() for store in stores)
         sources = [Images(store, augment=dataset.augment) for store in stores]
-        return Loaded(sources, shape, "image", _digest(store.numpy() for store in stores))
-    sources = [
-        Items(items, rows, image_size=size, augment=dataset.augment) for items, rows in parts
-    ]
-    return Loaded(sources, shape, "image", _items_digest(parts))
+    return Loaded(sources, shape, "image", digest, notes=notes)
 
 
 def _tensor_items(sample: Any, parts: Parts) -> Loaded:
     try:
-        shape = tuple(torch.as_tensor(sample).shape)
+        values = item_array(sample)
     except (TypeError, ValueError, RuntimeError):
         raise DataError(
             f"the torch dataset's inputs are {type(sample).__name__} objects; tensors, arrays or "
             "PIL images are wanted, all of one shape"
         ) from None
+    shape = tuple(values.shape)
     kind: Kind = {1: "table", 3: "image"}.get(len(shape), "other")  # pyright: ignore
     sources: list[Source] = [Items(items, rows) for items, rows in parts]
-    return Loaded(sources, shape, kind, _items_digest(parts))
+    return Loaded(sources, shape, kind, _items_digest(parts), notes=_scale_note(values, kind))
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
@@ -209,7 +242,10 @@ def _items_digest(parts: Parts) -> str:
         if isinstance(items, ImageFiles):
             for row in rows:
                 path = Path(items.paths[row])
-                sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+                size = path.stat().st_size
+                if size == 0:
+                    raise DataError(f"image {path} is empty (0 bytes); take it out of the folder")
+                sha.update(f"{path.parent.name}/{path.name} {size}\n".encode())
             continue
         sha.update(f"{type(items).__name__} {len(items)}".encode())
         for row in rows[:16]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -17,15 +17,13 @@ from lossearch.data.config import DataConfig
 from lossearch.data.corrupt import add_noise, into_bags, long_tail
 from lossearch.data.dataset import Dataset, as_dataset
 from lossearch.data.labels import Labels, read_labels, tidy
-from lossearch.data.parts import load_parts
+from lossearch.data.parts import PARTS, Part, load_parts
 from lossearch.errors import DataError, ParameterError, did_you_mean
 from lossearch.registry import Registry
 
 __all__ = ["Data", "DataInfo", "Split", "as_dataset", "prepare", "prepare_dataset"]
 
 logger = logging.getLogger(__name__)
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 def prepare(config: DataConfig, registry: Registry, *, seed: int = 0) -> Data:
@@ -73,9 +71,11 @@ def prepare_dataset(
     raw = _targets(dataset.inputs, dataset.targets, "")
     labels = read_labels(raw, config.task or dataset.task, dataset.class_names)
     whole = labels.encode(raw)
-    fixed = None
-    if dataset.test is not None:
-        fixed = labels.encode(_targets(*dataset.test, "test "))
+    brought: dict[Part, Any] = {"validation": dataset.validation, "test": dataset.test}
+    own: dict[Part, tuple[Any, Any]] = {p: pair for p, pair in brought.items() if pair is not None}
+    fixed: dict[Part, Tensor] = {
+        part: labels.encode(_targets(*pair, f"{part} ")) for part, pair in own.items()
+    }
     rows = deal_out(labels.classes(whole), labels, config, fixed)
     if config.imbalance is not None:
         if not labels.values:
@@ -83,10 +83,7 @@ def prepare_dataset(
         train = rows["train"]
         classes = labels.classes(whole[train])
         rows["train"] = train[long_tail(classes, config.imbalance, config.split.seed)]
-    targets: dict[Part, Tensor] = {
-        part: (fixed if part == "test" and fixed is not None else whole)[rows[part]]
-        for part in PARTS
-    }
+    targets: dict[Part, Tensor] = {part: fixed.get(part, whole)[rows[part]] for part in PARTS}
     noise_rate = 0.0
     if config.noise is not None:
         own_seed = seed if config.noise.seed is None else config.noise.seed
@@ -101,15 +98,8 @@ def prepare_dataset(
         targets["train"], bag = into_bags(targets["train"], labels, config.bags, own_seed)
         if config.bags.label == "majority":
             counts = labels.counts(targets["train"])
-    test_inputs = dataset.inputs if dataset.test is None else dataset.test[0]
-    loaded = load_parts(
-        dataset,
-        [
-            (dataset.inputs, rows["train"]),
-            (dataset.inputs, rows["validation"]),
-            (test_inputs, rows["test"]),
-        ],
-    )
+    inputs = {part: own[part][0] if part in own else dataset.inputs for part in PARTS}
+    loaded = load_parts(dataset, [(inputs[part], rows[part]) for part in PARTS])
     splits = [
         Split(source, targets[part], bag=bag if part == "train" else None)
         for source, part in zip(loaded.sources, PARTS, strict=True)
@@ -127,7 +117,7 @@ def prepare_dataset(
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
-        notes=(*dataset.notes, *labels.notes),
+        notes=(*dataset.notes, *loaded.notes, *labels.notes),
     )
     return Data(*splits, info=info, table=loaded.table)
 
@@ -143,7 +133,7 @@ def _refuse_unknown(config: DataConfig, own: Iterable[str], what: str) -> None:
 
 
 def deal_out(
-    classes: np.ndarray, labels: Labels, config: DataConfig, fixed: Tensor | None
+    classes: np.ndarray, labels: Labels, config: DataConfig, fixed: Mapping[Part, Tensor]
 ) -> dict[Part, np.ndarray]:
     """Rows of each part, in order; each class is in every part, in its share.
 
@@ -154,37 +144,44 @@ def deal_out(
         classes: The class of each sample.
         labels: Their names.
         config: Shares, seed and limit.
-        fixed: The encoded labels of the test part, where the dataset brings one.
+        fixed: The encoded labels of the parts, validation or test, that the dataset brings.
 
     Raises:
         DataError: a class has too few samples.
     """
     split = config.split
     random = np.random.default_rng(split.seed)
-    needed = 3 if fixed is None else 2
+    shares = {"test": split.test, "validation": split.validation}
+    needed = 3 - len(fixed)
     _refuse_rare(classes, labels, needed)
     rows = np.arange(len(classes))
     limit = config.limit
     if limit is not None:
-        kept = limit if fixed is None else round(limit * (1 - split.test))
+        kept = round(limit * (1 - sum(shares[part] for part in fixed)))
         if kept < needed * max(len(labels.values), 1):
             raise DataError(
                 f"limit = {limit} is too small: each of the {max(len(labels.values), 1)} classes "
                 f"needs {needed} samples to be split"
             )
         rows = _draw(classes, rows, min(kept, len(rows)), random, at_least=needed, leave=0)
-    if fixed is None:
-        test = _draw(classes, rows, round(split.test * len(rows)), random, leave=2)
-        validation_size = round(split.validation * len(rows))
-        rows = np.setdiff1d(rows, test)
-    else:
-        test = np.arange(len(fixed))
+    dealt: dict[Part, np.ndarray] = {}
+    sizes = {part: round(share * len(rows)) for part, share in shares.items()}
+    left = 0 if limit is None else limit - len(rows)  # for the parts that are given
+    for part in ("test", "validation"):
+        if part not in fixed:
+            needed -= 1
+            dealt[part] = _draw(classes, rows, sizes[part], random, leave=needed)
+            rows = np.setdiff1d(rows, dealt[part])
+            continue
+        dealt[part] = np.arange(len(fixed[part]))
         if limit is not None:
-            share = min(max(limit - len(rows), 1), len(test))
-            test = _draw(labels.classes(fixed), test, share, random, at_least=0, leave=0)
-        validation_size = round(split.validation * len(rows))
-    validation = _draw(classes, rows, validation_size, random, leave=1)
-    return {"train": np.setdiff1d(rows, validation), "validation": validation, "test": test}
+            others = sum(shares[p] for p in fixed if p not in dealt)
+            share = round(left * shares[part] / (shares[part] + others))
+            left -= share
+            share = min(max(share, 1), len(dealt[part]))
+            those = labels.classes(fixed[part])
+            dealt[part] = _draw(those, dealt[part], share, random, at_least=0, leave=0)
+    return {"train": rows, **dealt}
 
 
 def _draw(
@@ -226,9 +223,14 @@ def _refuse_rare(classes: np.ndarray, labels: Labels, needed: int) -> None:
     hint = ""
     if all(name.lstrip("-").isdigit() for name in labels.class_names):
         hint = ". Where the label is a quantity, say task: regression"
+    need = {
+        1: "training needs one",
+        2: "training and the part dealt out beside it need one each, so 2 are the least",
+        3: "training, validation and test need one each, so 3 are the least",
+    }
     raise DataError(
-        f"class '{labels.class_names[first]}' has {have}{more}; training, validation and test "
-        f"need one each, so {needed} are the least. Add samples, merge the class or drop it{hint}"
+        f"class '{labels.class_names[first]}' has {have}{more}; {need[needed]}. Add samples, "
+        f"merge the class or drop it{hint}"
     )
 
 

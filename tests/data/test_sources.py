@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 import sklearn.datasets
 from PIL import Image
+from torch.utils.data import Dataset as TorchDataset
 
 from lossearch.data import Data, DataConfig, Dataset, dataset_components, prepare
+from lossearch.data.inputs import decode
 from lossearch.data.sources import csv, huggingface, image_folder, npz, openml, parquet
 from lossearch.data.sources import torchvision as vision
 from lossearch.data.sources.hubs import _named
@@ -329,6 +331,8 @@ def test_huggingface_from_disk(tmp_path: Path, registry: Registry) -> None:
     data = load(registry, **block, test_part="held")
     assert (data.info.class_names, data.info.input_shape) == (("x", "y", "z"), (3, 8, 8))
     assert (data.info.train_size, data.info.test_size) == (24, 9)
+    three = load(registry, **block, validation_part="held", test_part="held")
+    assert (len(three.train), len(three.validation), len(three.test)) == (30, 9, 9)
     with pytest.raises(DataError, match="no split 'trian'; did you mean 'train'"):
         load(registry, **block, part="trian")
     with pytest.raises(DataError, match="no column 'lable'; did you mean 'label'"):
@@ -340,6 +344,28 @@ def test_huggingface_from_disk(tmp_path: Path, registry: Registry) -> None:
     found = huggingface(dataset=str(tmp_path / "table"))
     assert list(frame_of(found).columns) == ["a", "b"]
     assert list(frame_of(huggingface(dataset=str(tmp_path / "table"), columns=("b",)))) == ["b"]
+
+
+def test_huggingface_images_of_16_bits_and_on_their_side(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    deep = [Image.fromarray(np.full((4, 4), n * 5000, dtype=np.uint16)) for n in range(11)]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: its left lies on top afterwards
+    side = np.zeros((4, 4), dtype=np.uint8)
+    side[:, 0] = 255
+    Image.fromarray(side).save(tmp_path / "side.png", exif=exif)
+    pictures = [*deep, str(tmp_path / "side.png")]
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict(
+        {"picture": pictures, "label": [n % 2 for n in range(12)]}, features=features
+    )
+    rows.save_to_disk(str(tmp_path / "set"))
+    found = huggingface(dataset=str(tmp_path / "set"))
+    assert isinstance(found.inputs, TorchDataset)
+    images, facts = decode(found.inputs, np.arange(12), 4)
+    assert images[:11, 0, 0, 0].tolist() == [round(n * 5000 / 257) for n in range(11)]
+    assert images[11, 0].tolist() == [[255] * 4, [0] * 4, [0] * 4, [0] * 4]
+    assert facts["deep"] == 11
 
 
 def test_huggingface_offline(monkeypatch: pytest.MonkeyPatch) -> None:

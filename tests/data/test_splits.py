@@ -92,6 +92,44 @@ def test_a_fixed_test_part_stays_whole() -> None:
     assert (len(limited.train) + len(limited.validation), len(limited.test)) == (16, 4)
 
 
+def fixed(count: int, value: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((count, 1), value, dtype=np.float32), np.arange(count) % 4
+
+
+def test_a_fixed_validation_part_stays_whole() -> None:
+    data = prepare_dataset(toy(validation=fixed(12, 2), test=fixed(10, 3)))
+    assert rows(data.train) == list(range(100))
+    assert (rows(data.validation, 1), rows(data.test, 1)) == ([2] * 12, [3] * 10)
+    assert data.validation.targets.tolist() == fixed(12, 2)[1].tolist()
+    alone = prepare_dataset(toy(validation=fixed(12, 2)))
+    assert (len(alone.train), len(alone.validation), len(alone.test)) == (80, 12, 20)
+    assert alone.test.targets.bincount().tolist() == [12, 6, 1, 1]
+    assert sorted(rows(alone.train) + rows(alone.test)) == list(range(100))
+    once = prepare_dataset(toy((3, 1, 1), validation=fixed(3, 2), test=fixed(3, 2)))
+    assert once.info.class_counts == (3, 1, 1)
+
+
+def test_a_limit_is_shared_out_to_fixed_parts() -> None:
+    dataset = toy(validation=fixed(40, 2), test=fixed(40, 3))
+    data = prepare_dataset(dataset, {"limit": 50, "split": {"validation": 0.1, "test": 0.2}})
+    assert (len(data.train), len(data.validation), len(data.test)) == (35, 5, 10)
+    with pytest.raises(DataError, match="limit = 5 is too small: each of the 4 classes needs 1"):
+        prepare_dataset(dataset, {"limit": 5})
+
+
+def test_a_fixed_validation_part_gets_noise_and_counts_in_the_fingerprint() -> None:
+    clean = prepare_dataset(toy(validation=fixed(400, 2)))
+    noisy = prepare_dataset(toy(validation=fixed(400, 2)), {"noise": {"rate": 0.5}})
+    changed = (clean.validation.targets != noisy.validation.targets).float().mean()
+    assert changed == pytest.approx(0.5, abs=0.08)
+    other = fixed(400, 2.5), fixed(399, 2)
+    assert len({prepare_dataset(toy(validation=v)).info.fingerprint for v in other}) == 2
+    assert all(
+        prepare_dataset(toy(validation=v)).info.fingerprint != clean.info.fingerprint
+        for v in (*other, None)
+    )
+
+
 def test_facts() -> None:
     binary = prepare_dataset(toy((20, 10))).info
     assert (binary.task, binary.num_classes, binary.num_outputs) == ("binary", 2, 1)
@@ -130,7 +168,9 @@ def test_the_config_overrides_the_task() -> None:
             "6 values of the inputs are NaN or infinite, in 6 of 6.*pandas.DataFrame",
         ),
         (toy((6, 6), test=(np.ones((2, 3)), [0, 1])), r"\(1,\).*test part \(3,\)"),
-        (toy((6, 6), test=(pd.DataFrame({"x": [1, 2]}), [0, 1])), "must be of one kind"),
+        (toy((6, 6), test=(pd.DataFrame({"x": [1, 2]}), [0, 1])), "test part a .*of one kind"),
+        (toy((6, 6), validation=(np.ones((2, 3)), [0, 1])), r"\(1,\).*validation part \(3,\)"),
+        (toy((6, 6), validation=(np.ones((2, 1)), [0])), "2 validation inputs and 1 validation"),
         (toy((6, 6), test=(np.ones((2, 1)), [0, 7])), "label 7 is not one of the classes"),
         (toy((6, 6), test=(np.ones((2, 1)), [0])), "2 test inputs and 1 test targets"),
         (Dataset(42, [0, 1]), "no length"),  # pyright: ignore[reportArgumentType]
@@ -245,6 +285,10 @@ def test_what_users_have_at_hand() -> None:
     assert as_dataset(whole, task="regression").task == "regression"
     fixed = as_dataset((inputs, targets), test=(inputs[:5], targets[:5]))
     assert prepare_dataset(fixed).info.test_size == 5
+    frame = pd.DataFrame(inputs.numpy()).assign(y=targets.numpy())
+    parts = as_dataset(frame, "y", validation=frame[:6], test=frame[:9])
+    info = prepare_dataset(parts).info
+    assert (info.train_size, info.validation_size, info.test_size) == (30, 6, 9)
 
 
 def test_what_users_cannot_give() -> None:

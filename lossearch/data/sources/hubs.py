@@ -124,6 +124,7 @@ def huggingface(
     dataset: str = "",
     config: str | None = None,
     part: str = "train",
+    validation_part: str | None = None,
     test_part: str | None = None,
     label: str = "label",
     columns: tuple[str, ...] = (),
@@ -135,7 +136,8 @@ def huggingface(
     Args:
         dataset: Its name on the hub, a folder of data files, or one that ``save_to_disk`` wrote.
         config: Which of its configurations, where it has several.
-        part: Its split that is dealt out (or, with ``test_part``, into training and validation).
+        part: Its split that is dealt out into training and what the next two do not name.
+        validation_part: Its split that is the fixed validation part.
         test_part: Its split that is the fixed test part.
         label: The column of labels.
         columns: The columns to learn from: one image column, or those of a table. Where left
@@ -169,7 +171,7 @@ def huggingface(
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         found = datasets.DatasetDict({part: found})
-    for name in (part, test_part):
+    for name in (part, validation_part, test_part):
         if name is not None and name not in found:
             raise DataError(f"'{dataset}': {unknown('split', name, map(str, found))}")
     rows = found[part]
@@ -186,15 +188,19 @@ def huggingface(
         table = part_rows.to_pandas()
         return table[list(columns)] if columns else table.drop(columns=label)
 
-    parts = [rows, found[test_part]] if test_part else [rows]
-    targets, names = _named([np.asarray(part_rows[label][:]) for part_rows in parts], names)
+    fixed = {"validation": validation_part, "test": test_part}
+    parts = {which: found[name] for which, name in fixed.items() if name}
+    labels = [np.asarray(part_rows[label][:]) for part_rows in (rows, *parts.values())]
+    targets, names = _named(labels, names)
+    pairs = {w: (inputs(r), t) for (w, r), t in zip(parts.items(), targets[1:], strict=True)}
     return Dataset(
         inputs(rows),
         targets[0],
         class_names=names,
-        test=(inputs(parts[1]), targets[1]) if test_part else None,
+        test=pairs.get("test"),
         image_size=image_size,
         augment=augment,
+        validation=pairs.get("validation"),
     )
 
 
