@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class LossearchError(Exception):
@@ -26,6 +27,18 @@ class PluginError(LossearchError):
     """A plugin cannot be loaded, or what it offers is not usable."""
 
 
+class TrustError(PluginError):
+    """Code that came with a study would run, and nobody has said that it may.
+
+    Attributes:
+        files: The one-file plugins (:class:`lossearch.plugins.FilePlugin`).
+    """
+
+    def __init__(self, message: str, files: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)
+
+
 class SpecError(LossearchError, ValueError):
     """An objective or a space is not a valid document."""
 
@@ -44,6 +57,10 @@ class ModelError(LossearchError, ValueError):
 
 class StudyError(LossearchError):
     """A study cannot start, go on or be read."""
+
+
+class BusyError(StudyError):
+    """Another process holds the study."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -14,20 +14,21 @@ from torch import nn
 
 from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
-from lossearch.errors import StudyError
+from lossearch.errors import BusyError, StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.objective import Objective, load_objective
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
-from lossearch.study.folder import Folder, fresh_folder
+from lossearch.study.folder import Folder, claimed
 from lossearch.study.journal import Listener
 from lossearch.study.run import Run
 from lossearch.study.setup import Setup, set_up, versions
-from lossearch.trials.ledger import Ledger, State, Trial, in_use, read_ledger, replay
+from lossearch.trials.ledger import Ledger, State, Trial, read_ledger, replay
 from lossearch.trials.proposer import importance
 from lossearch.trials.warm import WarmStart
+from lossearch.trust import remember, require, strange
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
@@ -75,13 +76,23 @@ def start(
         LossearchError: the study cannot start; nothing has been trained then.
         KeyboardInterrupt: it was stopped; all that finished is in the ledger.
     """
-    folder = Folder(config.output) if config.output else fresh_folder(config.name)
-    if folder.holds_study:
-        folder.create()  # says what to do
+    with claimed(config.output, config.name) as (folder, ledger):
+        return _start(config, folder, ledger, dataset, module, display)
+
+
+def _start(
+    config: StudyConfig,
+    folder: Folder,
+    ledger: Ledger,
+    dataset: Dataset | None,
+    module: nn.Module | None,
+    display: Begin | None,
+) -> StudyResult:
     if isinstance(config.space, str) and config.space.endswith((".yaml", ".yml")):
         # kept with the study, which then does not depend on the file
         config = config.model_copy(update={"space": read_yaml(Path(config.space))})
     setup = set_up(config, dataset=dataset, module=module)
+    remember(setup.files)
     resolved = config.model_copy(update={"output": str(folder.path)})
     document = resolved.document()
     row = _study_row(setup, document)
@@ -89,9 +100,8 @@ def start(
         setup = setup.warmed(row)
         row["warm"] = setup.warm.document()
     executor = make_executor(config.executor)
-    folder.create()
     outputs.write(folder.study, dump_yaml(document))
-    return _go(setup, folder, executor, State(), display, row)
+    return _go(setup, folder, ledger, executor, State(), display, row)
 
 
 def resume(
@@ -100,13 +110,36 @@ def resume(
     dataset: Dataset | None = None,
     module: nn.Module | None = None,
     display: Begin | None = None,
+    trust: bool = False,
 ) -> StudyResult:
     """Go on with a study that was interrupted or killed.
 
+    Args:
+        path: The study's folder.
+        dataset: The data, where they were given from Python.
+        module: The model, where it was given from Python.
+        display: What shows how it goes.
+        trust: Run the one-file plugins that lie in the folder even if this user has not run them
+            before: it may come from somebody else.
+
     Raises:
         StudyError: the folder holds no study, or its code or data are not what they were.
+        BusyError: another process runs it.
+        TrustError: it brings code that is not trusted.
     """
-    folder = Folder(path).existing()
+    folder = Folder(path)
+    with folder.held() as ledger:
+        return _resume(folder, ledger, dataset, module, display, trust)
+
+
+def _resume(
+    folder: Folder,
+    ledger: Ledger,
+    dataset: Dataset | None,
+    module: nn.Module | None,
+    display: Begin | None,
+    trust: bool,
+) -> StudyResult:
     state = replay(read_ledger(folder.ledger))
     if not state.study:
         raise StudyError(f"{folder.path} was stopped before it began; run it anew")
@@ -123,7 +156,13 @@ def resume(
     _refuse_changes(config, folder, state.study["config"])
     if module is not None and repr(module) != state.study["model"]:
         raise StudyError("the model is not the one that this study began with; pass that one")
-    files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
+    files = _files(state)
+    require(
+        files,
+        trust,
+        f"the study in {folder.path}",
+        f"`lossearch resume {folder.path} --trust`, or trust=True from Python, runs it",
+    )
     setup = set_up(config, files=files, dataset=dataset, module=module)
     was = state.study["data"]["fingerprint"]
     if setup.data.info.fingerprint != was:
@@ -141,13 +180,18 @@ def resume(
         )
     if "warm" in state.study:
         setup.warm = WarmStart.from_document(state.study["warm"])
-    return _go(setup, folder, make_executor(config.executor), state, display, None)
+    return _go(setup, folder, ledger, make_executor(config.executor), state, display, None)
+
+
+def _files(state: State) -> tuple[FilePlugin, ...]:
+    """The one-file plugins that a study keeps, as text."""
+    return tuple(FilePlugin.kept(f) for f in state.study.get("files", ()))
 
 
 # What a resumed study may not change, and the keys of it that it may.
 _FIXED = (
     "seed", "model", "space", "metric", "baseline", "search", "training", "fairness", "features",
-    "finetune", "providers",
+    "finetune", "providers", "plugins",
 )  # fmt: skip
 _FREE = {
     "search": ("trials", "epochs", "hours", "gpu_hours", "patience"),
@@ -191,6 +235,7 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
 def _go(
     setup: Setup,
     folder: Folder,
+    ledger: Ledger,
     executor: Executor,
     state: State,
     display: Begin | None,
@@ -198,7 +243,6 @@ def _go(
 ) -> StudyResult:
     with _progress(display is not None) as progress:
         setup = setup.with_features(folder.path, progress)
-    ledger = Ledger(folder.ledger)
     tracker = _tracker(setup.config, folder)
     run = Run(setup, folder, ledger, state, executor.workers, executor.devices)
     run.listeners.append(_Keeper(setup, folder, state, run.best()))
@@ -224,7 +268,6 @@ def _go(
         raise
     finally:
         problems = _finish(setup, folder, run, tracker)
-        ledger.close()
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
 
 
