@@ -76,7 +76,8 @@ class Folder:
             StudyError: a file of the study is a link that leads out of the folder.
         """
         own = (self.study, self.ledger, self.best, self.verdict, self.report, self.objective)
-        for path in (p for file in own for p in (file, partial(file))):
+        drafts = (*(partial(file) for file in own), self.report.with_suffix(".tmp"))
+        for path in (*own, *drafts):
             if os.path.islink(path) and not path.resolve().is_relative_to(self.path):
                 raise StudyError(
                     f"{path} is a link that leads out of the study's folder, to {path.resolve()}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ class StudyResult:
 
     Attributes:
         folder: Where everything lies: ``report.html``, ``verdict.json``, ``best.yaml``.
-        verdict: The content of ``verdict.json``; ``None`` where the study was interrupted.
+        verdict: The content of ``verdict.json``; ``None`` where the study was interrupted. Its
+            ``recommend`` is ``None`` where the study failed, and ``reason`` says why.
         trials: Every trial, with its status and score.
         problems: What went wrong beside the search (a tracking server that did not answer).
     """
@@ -55,11 +56,23 @@ class StudyResult:
 
     @property
     def recommend(self) -> str | None:
-        """``winner`` or ``baseline``."""
+        """``winner`` or ``baseline``; ``None`` where the study failed or was interrupted."""
         return self.verdict["recommend"] if self.verdict else None
 
+    @property
+    def failure(self) -> str | None:
+        """Why the study ended with nothing to recommend; ``None`` where it did not."""
+        failed = self.verdict is not None and self.recommend is None
+        return self.verdict["reason"] if self.verdict and failed else None
+
     def objective(self) -> Objective:
-        """The recommended objective, as an ``nn.Module``."""
+        """The recommended objective as an ``nn.Module``, or the best so far before the verdict.
+
+        Raises:
+            StudyError: the study failed: there is nothing to recommend.
+        """
+        if self.failure is not None:
+            raise StudyError(f"the study failed, so it recommends nothing: {self.failure}")
         return load_objective(self.folder)
 
 
@@ -258,7 +271,8 @@ def _go(
             run.listeners.append(shown)
         if not run.over:
             executor.run(setup.recipe(folder.checkpoints), run)
-        run.record("ended", status="complete")
+        failed = state.verdict is not None and state.verdict["recommend"] is None
+        run.record("ended", status="failed" if failed else "complete")
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if not isinstance(error, StudyError):
@@ -307,7 +321,7 @@ class _Keeper:
 
     def _judged(self, state: State, verdict: dict[str, Any]) -> None:
         outputs.write_verdict(self.folder, verdict)
-        chosen = verdict[verdict["recommend"]]
+        chosen = verdict.get(verdict["recommend"])
         if chosen is not None:
             outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
 
@@ -348,10 +362,9 @@ def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | Non
 
 
 def _write_report(
-    folder: Folder,
-    state: State,
-    registry: Registry,
-) -> Path:
+    folder: Folder, state: State, registry: Registry, unknown: Sequence[FilePlugin] = ()
+) -> tuple[Path, str]:
+    """The report, and what it leaves out because code that it takes is not trusted."""
     from lossearch.report import write_plots, write_report
 
     verdict = state.verdict or {}
@@ -363,31 +376,59 @@ def _write_report(
     data = state.study["data"]
     facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
     shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
+    lacking = [
+        label
+        for label, objective in chosen.items()
+        if unknown and any(name not in registry for name in outputs.names(objective))
+    ]
+    note = (
+        f"The shape of {' and of '.join(lacking)} is left out: it takes code that came with the "
+        f"study and that you have not run here ({', '.join(f.name for f in unknown)}); "
+        "`lossearch report --trust` runs it."
+        if lacking
+        else ""
+    )
     write_plots(folder.plots, state, shapes)
-    return write_report(
+    written = write_report(
         folder.path,
         state,
         shapes=shapes,
         importance=importance(state.trials.values(), maximize=state.study["maximize"]),
+        note=note,
     )
+    return written, note
 
 
-def renew(path: str | Path) -> tuple[Path, str | None]:
+def renew(path: str | Path, *, trust: bool = False) -> tuple[Path, list[str]]:
     """Write a study's report anew, and bring its MLflow runs up to date.
 
+    Args:
+        path: The study's folder.
+        trust: Run the one-file plugins in it even if this user has not run them before; without
+            them the report lacks the shapes of their losses.
+
     Returns:
-        The report's path, and what went wrong with the tracking server, if anything.
+        The report's path, and what is to be said: what it lacks, and what went wrong with the
+        tracking server.
     """
     folder = Folder(path).existing()
-    rows = read_ledger(folder.ledger)
-    state = replay(rows)
+    state = replay(read_ledger(folder.ledger))
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
-    plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
-    written = _write_report(folder, state, plugins.registry)
-    tracker = None if in_use(folder.ledger) else _tracker(config, folder)
-    if tracker is None:  # not wanted, or the process that runs the study writes it
-        return written, None
-    tracker.catch_up(rows)
-    tracker.log_files(folder.files())
-    tracker.close(timeout=60)
-    return written, tracker.problem
+    files = _files(state)
+    if trust:
+        remember(files)
+    unknown = strange(files)
+    plugins = load_plugins(tuple(file for file in files if file not in unknown))
+    written, note = _write_report(folder, state, plugins.registry, unknown)
+    told = [note] if note else []
+    try:
+        with folder.held():
+            tracker = _tracker(config, folder)
+            if tracker is not None:
+                tracker.catch_up(read_ledger(folder.ledger))
+                tracker.log_files(folder.files())
+                tracker.close(timeout=60)
+                told += [tracker.problem] if tracker.problem else []
+    except BusyError:  # the process that runs the study writes them
+        pass
+    return written, told
