@@ -49,11 +49,12 @@ def strange(files: Iterable[FilePlugin]) -> tuple[FilePlugin, ...]:
 
 def remember(files: Iterable[FilePlugin]) -> None:
     """These run because this user wants it: do not ask again."""
-    new = strange(files)
+    new, kept = strange(files), record()
     _here.update(file.sha256 for file in new)
-    kept = record()
+    if kept is None:
+        return
     try:
-        for file in new if kept else ():
+        for file in new:
             kept.mkdir(parents=True, exist_ok=True, mode=0o700)
             (kept / file.sha256).write_text(f"{file.origin}\n", encoding="utf-8")
     except OSError as error:

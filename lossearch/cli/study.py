@@ -35,7 +35,10 @@ def run(
         bool, typer.Option("--dry-run", help="Show the space and the cost; train nothing.")
     ] = False,
 ) -> None:
-    """Search, confirm and judge, as a study file says."""
+    """Search, confirm and judge, as a study file says.
+
+    Exit code 1 where no training of the baseline finishes, so that nothing can be recommended.
+    """
     from lossearch.study import read_study, start
 
     overrides: dict[str, Any] = {

@@ -77,7 +77,7 @@ class Folder:
         """
         own = (self.study, self.ledger, self.best, self.verdict, self.report, self.objective)
         drafts = (*(partial(file) for file in own), self.report.with_suffix(".tmp"))
-        for path in (*own, *drafts):
+        for path in itertools.chain(own, drafts, (self.plots,), self.plots.rglob("*")):
             if os.path.islink(path) and not path.resolve().is_relative_to(self.path):
                 raise StudyError(
                     f"{path} is a link that leads out of the study's folder, to {path.resolve()}; "

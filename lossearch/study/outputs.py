@@ -141,7 +141,7 @@ _REGISTRY = load_plugins(read_plugin_files([{files}])).registry
 
 _RUNS = """
 Importing this file runs the plugins that it names, as they lie beside it: read those that you did
-not write before you do.
+not write before you do. `make_objective().reads` names the fields that a batch must have.
 """
 
 
@@ -181,7 +181,7 @@ def _call(spec: ObjectiveSpec, facts: Mapping[str, Any]) -> str:
     try:
         reads = sorted(Objective.from_spec(spec, **facts).reads)
     except LossearchError:  # a one-file plugin's component: the registry at hand lacks it
-        reads = ["logits", "targets"]
+        return "**batch"
     return ", ".join(f"{field}=..." for field in reads)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def test_a_study_in_which_nothing_finishes(failed: StudyResult) -> None:
     assert failed.trials and not any(t.status == "finished" for t in failed.trials)
     assert failed.recommend is None and failed.verdict is not None
     why = failed.failure
-    assert why is not None and why.startswith("no trial finished: trial 0, cross_entropy: diverged")
+    assert why is not None
+    assert why.startswith("no trial finished: trial 0, cross_entropy: diverged")
     assert failed.trials[0].detail.splitlines()[0].rstrip(".") in why
     with pytest.raises(StudyError, match="the study failed, so it recommends nothing: no trial"):
         failed.objective()
@@ -59,7 +60,7 @@ def trial(number: int, loss: str, role: Any = "search", **more: Any) -> Trial:
     return Trial(number, role, objective, loss, {"lr": 0.1}, **more)
 
 
-def judged(*trials: Trial, ended: list[tuple[int, float | None]] = []) -> dict[str, Any]:  # noqa: B006
+def judged(*trials: Trial, ended: Sequence[tuple[int, float | None]] = ()) -> dict[str, Any]:
     """The verdict on these trials, after a training of each on one more seed."""
     state = State(trials={t.number: t for t in trials}, stopped="the budget of 1 hours is spent")
     for seed in (7, 8):

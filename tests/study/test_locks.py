@@ -143,7 +143,8 @@ def test_a_study_is_held_while_its_embeddings_are_computed(
     whole = Setup.with_features
 
     def computing(self: Setup, folder: Path, progress: Any) -> Setup:
-        for use in (lambda: resume(folder), lambda: start(read_study(path, {"output": str(folder)}))):
+        again = read_study(path, {"output": str(folder)})
+        for use in (lambda: resume(folder), lambda: start(again)):
             with pytest.raises(BusyError):
                 use()
         with claimed(None, "study") as (other, _):

@@ -7,7 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def test_search_takes_trust_for_what_it_resumes(
         start(read_study(written, {"output": "out"}), display=stop_at("rung"))
     stranger()
     given: dict[str, Any] = {"output": "out", "resume_existing": True, "progress": False}
-    with pytest.raises(TrustError, match="lossearch resume .*out --trust"):
+    with pytest.raises(TrustError, match=r"lossearch resume .*out --trust"):
         lossearch.search(written, **given)
     assert not mark.exists()
     assert lossearch.search(written, trust=True, **given).verdict is not None
@@ -171,7 +171,7 @@ def test_edited_plugins_are_not_read_by_a_resume(
     other.write_text(f"from pathlib import Path\nPath('{tmp_path}/other-ran').touch()\n")
     path = Path("out/study.yaml")
     path.write_text(path.read_text().replace("mine.py", "other.py"))
-    with pytest.raises(StudyError, match="'plugins' in .* is not what this study began with"):
+    with pytest.raises(StudyError, match=r"'plugins' in .* is not what this study began with"):
         resume("out")
     assert not (tmp_path / "other-ran").exists()
 
@@ -215,6 +215,10 @@ def test_links_of_a_study_do_not_lead_out(found: StudyResult, tmp_path: Path) ->
         kept.unlink()
         if before is not None:
             kept.write_bytes(before)
+    # what a report sends to the tracking server
+    (found.folder / "plots" / "more.png").symlink_to(outside)
+    with pytest.raises(StudyError, match=r"more\.png is a link that leads out"):
+        renew(found.folder)
     assert outside.read_text() == "a text of mine, without a newline at its end"
 
 
@@ -240,7 +244,7 @@ def test_export_writes_over_no_other_file(found: StudyResult, tmp_path: Path) ->
 
 
 @pytest.fixture
-def terminal() -> Iterator[Callable[..., tuple[int, str]]]:
+def terminal() -> Callable[..., tuple[int, str]]:
     """Runs the command line on a terminal, with an answer typed in, or without one."""
 
     def run(*words: object, answer: str | None) -> tuple[int, str]:
