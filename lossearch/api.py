@@ -37,6 +37,7 @@ def search(
     seed: int | None = None,
     plugins: tuple[str | Path, ...] = (),
     resume_existing: bool = False,
+    trust: bool = False,
     progress: bool = True,
     on_event: Callable[..., None] | None = None,
     **settings: Any,
@@ -68,13 +69,17 @@ def search(
         seed: Of the search and of training.
         plugins: One-file plugins.
         resume_existing: Go on with the study that ``output`` holds, if it holds one.
+        trust: With ``resume_existing``, run the one-file plugins that the folder holds even if
+            this user has not run them before.
         progress: Show progress on stderr.
         on_event: Called with ``(state, row)`` for each row of the ledger.
         settings: Further sections of a study: ``training={"batch_size": 256}``, ``confirm=...``;
             and of its data: ``split``, ``noise``, ``imbalance``, ``limit``.
 
     Returns:
-        The verdict, the trials, and the folder with the report.
+        The verdict, the trials, and the folder with the report. Where no training of the baseline
+        finished there is nothing to recommend: ``recommend`` is ``None``, ``failure`` says why,
+        and ``objective()`` raises.
 
     Raises:
         LossearchError: with what was given, what is allowed and what to do.
@@ -99,7 +104,9 @@ def search(
 
         display = begin_display(progress, on_event)
     if resume_existing and config.output and Folder(config.output).holds_study:
-        return resume(config.output, dataset=dataset, module=module, display=display)
+        return resume(
+            config.output, dataset=dataset, module=module, display=display, trust=trust
+        )
     return start(config, dataset=dataset, module=module, display=display)
 
 

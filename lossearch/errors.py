@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class LossearchError(Exception):
@@ -30,6 +31,18 @@ class PluginError(LossearchError):
     """A plugin cannot be loaded, or what it offers is not usable."""
 
 
+class TrustError(PluginError):
+    """Code that came with a study would run, and nobody has said that it may.
+
+    Attributes:
+        files: The one-file plugins (:class:`lossearch.plugins.FilePlugin`).
+    """
+
+    def __init__(self, message: str, files: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.files = tuple(files)
+
+
 class SpecError(LossearchError, ValueError):
     """An objective or a space is not a valid document."""
 
@@ -52,6 +65,10 @@ class StudyError(LossearchError):
 
 class StorageError(StudyError):
     """A file of a study cannot be written (a full disk): the study stops, and resumes whole."""
+
+
+class BusyError(StudyError):
+    """Another process holds the study."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -14,9 +14,11 @@ from lossearch.components.schedule import CLOCK, Schedule, plain
 from lossearch.documents import read_yaml
 from lossearch.errors import SpecError
 from lossearch.feasibility import INTERNAL
+from lossearch.plugins import load_plugins
 from lossearch.registry import Registry, current, using
 from lossearch.spec import ObjectiveSpec
 from lossearch.terms import Batch, Term, weight_now
+from lossearch.trust import inside, plugins_beside, require
 
 
 class Objective(nn.Module):
@@ -323,24 +325,33 @@ def cosine_scale(objective: Objective) -> float | None:
     return None
 
 
-def load_objective(path: str | Path, *, registry: Registry | None = None) -> Objective:
+def load_objective(
+    path: str | Path, *, registry: Registry | None = None, trust: bool = False
+) -> Objective:
     """An objective from a study's folder, its ``best.yaml``, or an exported ``objective.yaml``.
 
-    One-file plugins that it needs are read from beside the file.
+    One-file plugins that it needs are read from beside the file, and run.
+
+    Args:
+        path: The folder or the file.
+        registry: Where component names are looked up; no plugin beside the file is read then.
+        trust: Run the plugins even if this user has not run them before: the files may have come
+            from somebody else.
 
     Raises:
         SpecError: the file is missing or holds no objective.
+        TrustError: it needs code that is not trusted; what it is, and where it lies.
+        PluginError: the code does not load, or does not lie beside the file.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "best.yaml"
+        path = inside(path, "best.yaml", path)
     document = read_yaml(path)
     if registry is None:
         registry = current()
         if document.get("plugins"):
-            from lossearch.plugins import load_plugins, read_plugin_files
-
-            files = read_plugin_files(path.parent / p for p in document["plugins"])
+            files = plugins_beside(path, document)
+            require(files, trust, str(path), "pass trust=True to load_objective")
             registry = load_plugins(files, strict_files=True).registry
     spec = ObjectiveSpec.parse(document.get("objective", document), str(path))
     return Objective(spec, registry, document.get("facts"))

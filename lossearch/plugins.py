@@ -64,6 +64,22 @@ class FilePlugin:
         except (OSError, UnicodeDecodeError) as error:
             raise PluginError(f"plugin file {path} cannot be read: {error}") from None
 
+    @classmethod
+    def kept(cls, document: Any) -> FilePlugin:
+        """From what a study's ledger keeps of it.
+
+        Raises:
+            PluginError: that is no plugin file, or its name is a path.
+        """
+        try:
+            file = cls(**document)
+            whole = isinstance(file.origin, str) and bool(file.sha256)
+            if whole and file.stem.isprintable() and Path(file.stem).name == file.stem:
+                return file
+        except (AttributeError, TypeError, UnicodeEncodeError):
+            pass
+        raise PluginError("a one-file plugin that the ledger keeps is damaged, or named by a path")
+
     @property
     def name(self) -> str:
         return f"file:{self.stem}"

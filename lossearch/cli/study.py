@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Study = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY.yaml")]
 Dir = Annotated[Path, typer.Argument(help="A study's folder.", metavar="DIR")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the plugins in the folder, whoever wrote them.")
+]
 
 
 @app.command()
@@ -32,7 +35,10 @@ def run(
         bool, typer.Option("--dry-run", help="Show the space and the cost; train nothing.")
     ] = False,
 ) -> None:
-    """Search, confirm and judge, as a study file says."""
+    """Search, confirm and judge, as a study file says.
+
+    Exit code 1 where no training of the baseline finishes, so that nothing can be recommended.
+    """
     from lossearch.study import read_study, start
 
     overrides: dict[str, Any] = {
@@ -57,16 +63,26 @@ def run(
 
 
 @app.command()
-def resume(folder: Dir) -> None:
+def resume(folder: Dir, trust: Trust = False) -> None:
     """Go on with a study that was interrupted or killed."""
     from lossearch.display import begin_display
+    from lossearch.errors import TrustError
     from lossearch.study import resume as go_on
+    from lossearch.trust import remember
 
-    _end(lambda: go_on(folder, display=begin_display()))
+    try:
+        _end(lambda: go_on(folder, display=begin_display(), trust=trust))
+    except TrustError as error:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        typer.echo(str(error), err=True)
+        typer.confirm("Run it?", abort=True, err=True)
+        remember(error.files)  # these texts, whatever lies in the folder by now
+        _end(lambda: go_on(folder, display=begin_display()))
 
 
 def _end(go: Any) -> None:
-    """Run a study and say how it ended and where to look next."""
+    """Run a study and say how it ended and where to look next; code 1 where it has failed."""
     from rich.console import Console
 
     talk = Console(stderr=True)
@@ -77,6 +93,8 @@ def _end(go: Any) -> None:
     for problem in result.problems:
         talk.print(problem, style="yellow", markup=False)
     show_result(result)
+    if result.failure is not None:
+        raise typer.Exit(1)
 
 
 def show_result(result: StudyResult) -> None:
@@ -95,8 +113,9 @@ def show_result(result: StudyResult) -> None:
     config = read_study(folder.study)
     out.print("\n[bold]Where to look next[/]")
     out.print(f"  report      {folder.report}")
-    out.print(f"  objective   {folder.best}  (lossearch.load_objective reads it)")
-    out.print(f"  as code     lossearch export {folder.path} --format python")
+    if folder.best.exists():
+        out.print(f"  objective   {folder.best}  (lossearch.load_objective reads it)")
+        out.print(f"  as code     lossearch export {folder.path} --format python")
     if config.tracking is not None:
         uri = tracking_uri(config, folder)
         served = uri.startswith(("http://", "https://", "databricks"))
@@ -104,15 +123,19 @@ def show_result(result: StudyResult) -> None:
 
 
 @app.command()
-def report(folder: Dir) -> None:
-    """Write the report anew, and bring MLflow up to date."""
+def report(folder: Dir, trust: Trust = False) -> None:
+    """Write the report anew, and bring MLflow up to date.
+
+    Plugins in the folder that you have not run here are not run: the report then lacks the shapes
+    of their losses, but for --trust.
+    """
     from rich.console import Console
 
     from lossearch.study.session import renew
 
-    path, problem = renew(folder)
-    if problem:
-        Console(stderr=True).print(problem, style="yellow", markup=False)
+    path, told = renew(folder, trust=trust)
+    for line in told:
+        Console(stderr=True).print(line, style="yellow", markup=False)
     typer.echo(str(path))
 
 
@@ -124,7 +147,10 @@ def export(
     ] = "yaml",
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to stdout.")] = None,
 ) -> None:
-    """Print the recommended objective, for use in any training loop."""
+    """Print the recommended objective, for use in any training loop.
+
+    This runs no plugin; a file that it writes as code does, once it is imported.
+    """
     from lossearch.study import outputs
     from lossearch.study.folder import Folder
 
@@ -133,5 +159,5 @@ def export(
     if output is None:
         typer.echo(text, nl=False)
         return
-    outputs.write(output, text)
     outputs.copy_plugins(found, output.resolve().parent)
+    outputs.write(output, text)

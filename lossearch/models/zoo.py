@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -113,7 +113,9 @@ def timm(
         "in_chans": data.input_shape[0],
         "drop_rate": drop_rate,
     }
+    weights: Mapping[str, Any] = {}
     if checkpoint is not None:
+        weights = _weights(architecture, checkpoint)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(checkpoint)}}
     elif pretrained:
         options["pretrained"] = True
@@ -125,7 +127,7 @@ def timm(
     except Exception as error:  # timm and the hub raise a dozen types here
         raise ModelError(_why(architecture, checkpoint, pretrained, config, error)) from error
     if checkpoint is not None:
-        _check_covers(architecture, backbone, checkpoint)
+        _check_covers(architecture, backbone, checkpoint, weights)
     backbone.num_features = int(getattr(backbone, "head_hidden_size", backbone.num_features))
     return backbone
 
@@ -187,11 +189,20 @@ def _why(
     return f"timm model '{architecture}' cannot be built: {last}"
 
 
-def _check_covers(architecture: str, backbone: nn.Module, checkpoint: Path) -> None:
-    """timm loads a headless model leniently; a file that lacks a layer must not pass unseen."""
+def _weights(architecture: str, checkpoint: Path) -> Mapping[str, Any]:
+    """A checkpoint, read without running what lies in it, which older versions of timm do."""
     from timm.models import load_state_dict
 
-    have = load_state_dict(str(checkpoint), weights_only=True)
+    try:
+        return load_state_dict(str(checkpoint), weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors raise their own
+        raise ModelError(_why(architecture, checkpoint, False, None, error)) from error
+
+
+def _check_covers(
+    architecture: str, backbone: nn.Module, checkpoint: Path, have: Mapping[str, Any]
+) -> None:
+    """timm loads a headless model leniently; a file that lacks a layer must not pass unseen."""
     wanted = [k for k in backbone.state_dict() if not k.endswith("num_batches_tracked")]
     missing = [key for key in wanted if key not in have]
     if missing:

@@ -25,6 +25,7 @@ def write_report(
     *,
     shapes: Shapes | None = None,
     importance: Mapping[str, float] | None = None,
+    note: str = "",
 ) -> Path:
     """Write ``report.html`` into ``folder``; a study that has not ended has one too.
 
@@ -35,13 +36,15 @@ def write_report(
             with one series a label, each as long as ``margin``; the labels start with ``winner``
             and ``baseline``.
         importance: How much of the score's variation each searched parameter explains.
+        note: Why shapes are missing.
 
     Returns:
         The path of the page.
     """
     path = folder / "report.html"
     draft = path.with_suffix(".tmp")
-    draft.write_text(render(state, shapes=shapes, importance=importance), encoding="utf-8")
+    page = render(state, shapes=shapes, importance=importance, note=note)
+    draft.write_text(page, encoding="utf-8")
     os.replace(draft, path)
     return path
 
@@ -51,6 +54,7 @@ def render(
     *,
     shapes: Shapes | None = None,
     importance: Mapping[str, float] | None = None,
+    note: str = "",
 ) -> str:
     """The page as text; see :func:`write_report`."""
     environment = Environment(
@@ -88,6 +92,7 @@ def render(
         best=_best(state, winner, baseline),
         curves=_curves(state, winner, baseline),
         shapes=_shapes(shapes) if shapes else [],
+        note=note,
         progress=_progress(state),
         importance=_bars(importance or {}),
         casualties=text.casualties(state),
@@ -127,6 +132,8 @@ def _subtitle(state: State) -> str:
 def _best(state: State, winner: Trial | None, baseline: Trial | None) -> Mapping[str, Any] | None:
     """Label, objective and training of what to use: the verdict's, else the best trial's."""
     verdict = state.verdict
+    if text.failed(verdict):
+        return None
     if verdict and verdict.get(verdict["recommend"]):
         return verdict[verdict["recommend"]]
     trial = winner if verdict is None or text.for_winner(verdict) else baseline

@@ -121,7 +121,7 @@ def _fate(trial: Trial) -> str:
 def headline(state: State) -> str:
     """The verdict in three words."""
     if state.verdict:
-        return "Use the winner" if for_winner(state.verdict) else "Keep the baseline"
+        return _advice(state.verdict)
     return "No verdict" if state.ended == "complete" else "No verdict yet"
 
 
@@ -143,12 +143,19 @@ def summary(state: State) -> str:
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """A verdict as a few sentences: the advice, the numbers and how far they can be trusted."""
-    advice = "Use the winner" if for_winner(verdict) else "Keep the baseline"
-    return f"{advice}: {explanation(verdict)}"
+    return f"{_advice(verdict)}: {explanation(verdict)}"
+
+
+def _advice(verdict: Mapping[str, Any]) -> str:
+    if failed(verdict):
+        return "The study failed"
+    return "Use the winner" if for_winner(verdict) else "Keep the baseline"
 
 
 def explanation(verdict: Mapping[str, Any]) -> str:
     """What speaks for a verdict, without the advice itself."""
+    if failed(verdict):
+        return f"{verdict['reason']}. Nothing can be recommended."
     if not compared(verdict):
         why = verdict.get("reason") or "no objective was trained on fresh seeds beside it"
         return f"nothing was found to be better, since {why}. This is no comparison."
@@ -250,6 +257,11 @@ def _listed(names: Sequence[str]) -> str:
 def compared(verdict: Mapping[str, Any] | None) -> bool:
     """Whether a verdict rests on a comparison, or only says that there could be none."""
     return bool(verdict and verdict.get("winner") and verdict.get("baseline"))
+
+
+def failed(verdict: Mapping[str, Any] | None) -> bool:
+    """Whether a study has ended with nothing that it could recommend."""
+    return verdict is not None and verdict.get("recommend", "baseline") is None
 
 
 def for_winner(verdict: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from lossearch.trials.rank_correlation import rank_correlation
 
 # Fresh seeds lie far from the search's own.
 _OFFSET = 1_000_003
+_REASONS, _DETAIL = 3, 300  # how many are told, and how much of each
 
 
 class Confirmation:
@@ -165,7 +166,9 @@ def verdict(
     """The content of ``verdict.json``; of several metrics, the first one leads.
 
     A candidate that failed on one of the fresh seeds is out: what breaks on one seed in five is
-    no objective to recommend. Without a baseline or a candidate left, the baseline is kept.
+    no objective to recommend. Without a candidate left, the baseline is kept. Where not even the
+    baseline could be trained, the study has failed: ``recommend`` is ``None``. The ``reason`` of
+    either is in the words of the trainings that failed first.
     """
     metric = metrics[0]
     left = {c.number: _finalist(state, c, metric.name) for c in candidates}
@@ -175,19 +178,11 @@ def verdict(
     whole = [f for f in left.values() if len(f.test) == len(tried)]
     dropped = [f.label for f in left.values() if f not in whole]
     if base is None or seeds < 2 or not whole:
-        if base is None:
-            why = "no trial of the baseline finished"
-        elif not left:
-            why = "no other objective finished"
-        elif seeds < 2:
-            why = "the baseline did not finish on two fresh seeds"
-        else:
-            why = "no candidate finished on every fresh seed"
         found: dict[str, Any] = {
             "metric": metric.name,
             "maximize": metric.maximize,
-            "recommend": "baseline",
-            "reason": why,
+            "recommend": None if base is None or (left and not seeds) else "baseline",
+            "reason": _why_not(state, baseline, candidates, seeds),
             "baseline": base.summary(sorted(base.test)) if base is not None and seeds else None,
             "winner": None,
             "difference": None,
@@ -201,6 +196,50 @@ def verdict(
         found = judge(base, whole, directions)
     found |= {"dropped": dropped, "counts": state.counts()}
     return found if not state.finetuned else {**found, "stages": stages(state)}
+
+
+def _why_not(state: State, baseline: Trial | None, candidates: list[Trial], seeds: int) -> str:
+    """Why nothing could be compared, and what the first trainings at fault say."""
+    same = _baselines(state)
+    trials = state.trials.values()
+    if baseline is None and not candidates:
+        ended = _first_words([(t, t.reason, t.detail) for t in trials])
+        return f"no trial finished{ended or _stopped(state)}"
+    if baseline is None:
+        own = [(t, t.reason, t.detail) for t in trials if _is_baseline(t, same)]
+        what = "no trial of the baseline finished, so nothing can be compared with it"
+        return f"{what}{_first_words(own) or _stopped(state)}"
+    if not candidates:
+        others = [(t, t.reason, t.detail) for t in trials if not _is_baseline(t, same)]
+        return f"no other objective finished{_first_words(others) or _stopped(state)}"
+    own = [c for c in state.confirmations if c.trial == baseline.number]
+    others = [c for c in state.confirmations if c.trial != baseline.number]
+    if seeds:
+        what = "the baseline did not finish on two fresh seeds"
+    else:
+        what = "the baseline did not finish on any fresh seed"
+    if seeds > 1:
+        what, own = "no candidate finished on every fresh seed", others
+    return what + _first_words([(state.trials[c.trial], c.reason, c.detail) for c in own])
+
+
+def _first_words(ended: Iterable[tuple[Trial, str, str]]) -> str:
+    """The first reasons, each with its first training and their number; empty without any."""
+    groups: dict[str, list[tuple[Trial, str]]] = {}
+    for trial, reason, detail in ended:
+        if reason:
+            groups.setdefault(reason, []).append((trial, detail))
+    told = []
+    for reason, each in list(groups.items())[:_REASONS]:
+        trial, detail = each[0]
+        line = next(iter(detail.splitlines()), "").rstrip(".")[:_DETAIL]
+        more = f" (and {len(each) - 1} more)" if len(each) > 1 else ""
+        told.append(f"trial {trial.number}, {trial.label}: {reason}, {line}".rstrip(", ") + more)
+    return f": {'; '.join(told)}" if told else ""
+
+
+def _stopped(state: State) -> str:
+    return f": {state.stopped}" if state.stopped else ""
 
 
 def _finalist(state: State, trial: Trial, metric: str) -> Finalist:

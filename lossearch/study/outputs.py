@@ -18,10 +18,11 @@ from lossearch.objective import Objective
 from lossearch.plugins import FilePlugin
 from lossearch.registry import Registry
 from lossearch.spec import ObjectiveSpec
-from lossearch.study.folder import Folder
+from lossearch.study.folder import Folder, partial
 from lossearch.study.setup import Setup
 from lossearch.training.trainer import facts_of
 from lossearch.trials.ledger import State
+from lossearch.trust import inside, plugins_beside
 
 
 def write_best(
@@ -42,7 +43,8 @@ def write_best(
     """
     best = state.trials[trial]
     verdict = state.verdict
-    status = f"recommended: the {verdict['recommend']}" if verdict else "the best so far"
+    advice = verdict and verdict["recommend"]
+    status = f"recommended: the {advice}" if advice else "the best so far"
     chosen = chosen or {}
     objective, label = chosen.get("objective", best.objective), chosen.get("label", best.label)
     whole = chosen.get("simplified_from")
@@ -59,19 +61,20 @@ def write_best(
     document = {k: v for k, v in document.items() if v != []}
     header = f"# {label}\n# {status}, of study {setup.config.name}\n"
     header += f"# what is left of {whole}\n" if whole else ""
-    write(folder.best, header + dump_yaml(document))
     for name, file in files.items():
-        (folder.path / name).parent.mkdir(exist_ok=True)
-        write(folder.path / name, file.text)
+        path = inside(folder.path, name, folder.best)
+        path.parent.mkdir(exist_ok=True)
+        write(path, file.text)
+    write(folder.best, header + dump_yaml(document))  # last: what it names is there by then
 
 
 def _needed(setup: Setup, file: FilePlugin, objective: dict[str, Any]) -> bool:
     """Whether a one-file plugin offers a component of this objective."""
     offered = {c.name for c in setup.registry if setup.registry.owner(c.name) == file.name}
-    return not offered.isdisjoint(_names(objective))
+    return not offered.isdisjoint(names(objective))
 
 
-def _names(value: Any) -> Iterator[str]:
+def names(value: Any) -> Iterator[str]:
     """Every component's name, those of an ensemble's members included."""
     if isinstance(value, Mapping):
         if isinstance(value.get("name"), str):
@@ -79,7 +82,7 @@ def _names(value: Any) -> Iterator[str]:
         value = list(value.values())
     if isinstance(value, list):
         for each in value:
-            yield from _names(each)
+            yield from names(each)
 
 
 def write_verdict(folder: Folder, verdict: Mapping[str, Any]) -> None:
@@ -89,13 +92,13 @@ def write_verdict(folder: Folder, verdict: Mapping[str, Any]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a whole file or none: a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
+    draft = partial(path)
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
     except OSError as error:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
         raise StudyError(f"{path} cannot be written: {error.strerror}") from None
 
 
@@ -109,7 +112,7 @@ The training objective that lossearch recommends for study '{study}'. Use it in 
     loss.backward()
 
 Give `objective.parameters()` to the optimizer beside the model's: some losses learn.
-"""
+{runs}"""
 
 from lossearch import Objective
 {imports}
@@ -136,11 +139,20 @@ _REGISTRY = load_plugins(read_plugin_files([{files}])).registry
 """
 
 
+_RUNS = """
+Importing this file runs the plugins that it names, as they lie beside it: read those that you did
+not write before you do. `make_objective().reads` names the fields that a batch must have.
+"""
+
+
 def export(folder: Folder, form: str = "yaml") -> str:
     """The objective of ``best.yaml`` as a YAML document or as a Python module.
 
+    No plugin's code is run for it.
+
     Raises:
         StudyError: the study has no finished trial yet.
+        PluginError: a plugin file that it needs is not there, or is not in the folder.
     """
     if not folder.best.exists():
         raise StudyError(f"{folder.path} has no best.yaml yet: no trial has finished")
@@ -149,7 +161,8 @@ def export(folder: Folder, form: str = "yaml") -> str:
     if form == "yaml":
         return dump_yaml(kept)
     spec = ObjectiveSpec.parse(document["objective"], str(folder.best))
-    plugins = document.get("plugins", [])
+    plugins = document.get("plugins") or []
+    plugins_beside(folder.best, document)  # refused now, if one leads out of the folder
     files = ", ".join(f"_HERE / {name!r}" for name in plugins)
     return _PYTHON.format(
         label=spec.label(),
@@ -157,6 +170,7 @@ def export(folder: Folder, form: str = "yaml") -> str:
         call=_call(spec, document.get("facts", {})),
         imports=_PLUGINS.format(files=files) if plugins else "",
         registry="registry=_REGISTRY, " if plugins else "",
+        runs=_RUNS if plugins else "",
         spec=_literal(document["objective"]),
         facts=_literal(document.get("facts", {})),
         training=_literal(document.get("training", {})),
@@ -167,7 +181,7 @@ def _call(spec: ObjectiveSpec, facts: Mapping[str, Any]) -> str:
     try:
         reads = sorted(Objective.from_spec(spec, **facts).reads)
     except LossearchError:  # a one-file plugin's component: the registry at hand lacks it
-        reads = ["logits", "targets"]
+        return "**batch"
     return ", ".join(f"{field}=..." for field in reads)
 
 
@@ -176,11 +190,24 @@ def _literal(value: Any) -> str:
 
 
 def copy_plugins(folder: Folder, to: Path) -> None:
-    """Copy the one-file plugins that an exported objective needs to beside it."""
-    for name in read_yaml(folder.best).get("plugins", []):
-        if (folder.path / name) != to / name:
-            (to / name).parent.mkdir(exist_ok=True)
-            write(to / name, (folder.path / name).read_text(encoding="utf-8"))
+    """Copy the one-file plugins that an exported objective needs to beside it.
+
+    Raises:
+        PluginError: one does not lie in the study's folder.
+        StudyError: another file is in its place.
+    """
+    document = read_yaml(folder.best)
+    for name, file in zip(
+        document.get("plugins") or [], plugins_beside(folder.best, document), strict=True
+    ):
+        path = inside(to, name, folder.best)
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != file.text:
+            raise StudyError(
+                f"{path} is there already and is another file than the study's; move it away, or "
+                "export into another folder"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, file.text)
 
 
 def shapes(

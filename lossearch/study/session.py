@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
-from lossearch.errors import StudyError
+from lossearch.errors import BusyError, StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.executors.bench import open_bench
 from lossearch.objective import Objective, load_objective
@@ -22,13 +22,14 @@ from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
-from lossearch.study.folder import Folder, fresh_folder
+from lossearch.study.folder import Folder, claimed
 from lossearch.study.journal import Listener
 from lossearch.study.run import Run
 from lossearch.study.setup import Setup, set_up, versions
-from lossearch.trials.ledger import Ledger, State, Trial, in_use, read_ledger, replay
+from lossearch.trials.ledger import Ledger, State, Trial, read_ledger, replay
 from lossearch.trials.proposer import importance
 from lossearch.trials.warm import WarmStart
+from lossearch.trust import remember, require, strange
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
@@ -43,7 +44,8 @@ class StudyResult:
 
     Attributes:
         folder: Where everything lies: ``report.html``, ``verdict.json``, ``best.yaml``.
-        verdict: The content of ``verdict.json``; ``None`` where the study was interrupted.
+        verdict: The content of ``verdict.json``; ``None`` where the study was interrupted. Its
+            ``recommend`` is ``None`` where the study failed, and ``reason`` says why.
         trials: Every trial, with its status and score.
         problems: What went wrong beside the search (a tracking server that did not answer).
     """
@@ -55,11 +57,23 @@ class StudyResult:
 
     @property
     def recommend(self) -> str | None:
-        """``winner`` or ``baseline``."""
+        """``winner`` or ``baseline``; ``None`` where the study failed or was interrupted."""
         return self.verdict["recommend"] if self.verdict else None
 
+    @property
+    def failure(self) -> str | None:
+        """Why the study ended with nothing to recommend; ``None`` where it did not."""
+        failed = self.verdict is not None and self.recommend is None
+        return self.verdict["reason"] if self.verdict and failed else None
+
     def objective(self) -> Objective:
-        """The recommended objective, as an ``nn.Module``."""
+        """The recommended objective as an ``nn.Module``, or the best so far before the verdict.
+
+        Raises:
+            StudyError: the study failed: there is nothing to recommend.
+        """
+        if self.failure is not None:
+            raise StudyError(f"the study failed, so it recommends nothing: {self.failure}")
         return load_objective(self.folder)
 
 
@@ -76,13 +90,23 @@ def start(
         LossearchError: the study cannot start; nothing has been trained then.
         KeyboardInterrupt: it was stopped; all that finished is in the ledger.
     """
-    folder = Folder(config.output) if config.output else fresh_folder(config.name)
-    if folder.holds_study:
-        folder.create()  # says what to do
+    with claimed(config.output, config.name) as (folder, ledger):
+        return _start(config, folder, ledger, dataset, module, display)
+
+
+def _start(
+    config: StudyConfig,
+    folder: Folder,
+    ledger: Ledger,
+    dataset: Dataset | None,
+    module: nn.Module | None,
+    display: Begin | None,
+) -> StudyResult:
     if isinstance(config.space, str) and config.space.endswith((".yaml", ".yml")):
         # kept with the study, which then does not depend on the file
         config = config.model_copy(update={"space": read_yaml(Path(config.space))})
     setup = set_up(config, dataset=dataset, module=module)
+    remember(setup.files)
     resolved = config.model_copy(update={"output": str(folder.path)})
     document = resolved.document()
     row = _study_row(setup, document)
@@ -90,9 +114,8 @@ def start(
         setup = setup.warmed(row)
         row["warm"] = setup.warm.document()
     executor = make_executor(config.executor)
-    folder.create()
     outputs.write(folder.study, dump_yaml(document))
-    return _go(setup, folder, executor, State(), display, row)
+    return _go(setup, folder, ledger, executor, State(), display, row)
 
 
 def resume(
@@ -101,13 +124,36 @@ def resume(
     dataset: Dataset | None = None,
     module: nn.Module | None = None,
     display: Begin | None = None,
+    trust: bool = False,
 ) -> StudyResult:
     """Go on with a study that was interrupted or killed.
 
+    Args:
+        path: The study's folder.
+        dataset: The data, where they were given from Python.
+        module: The model, where it was given from Python.
+        display: What shows how it goes.
+        trust: Run the one-file plugins that lie in the folder even if this user has not run them
+            before: it may come from somebody else.
+
     Raises:
         StudyError: the folder holds no study, or its code or data are not what they were.
+        BusyError: another process runs it.
+        TrustError: it brings code that is not trusted.
     """
-    folder = Folder(path).existing()
+    folder = Folder(path)
+    with folder.held() as ledger:
+        return _resume(folder, ledger, dataset, module, display, trust)
+
+
+def _resume(
+    folder: Folder,
+    ledger: Ledger,
+    dataset: Dataset | None,
+    module: nn.Module | None,
+    display: Begin | None,
+    trust: bool,
+) -> StudyResult:
     state = replay(read_ledger(folder.ledger))
     if not state.study:
         raise StudyError(f"{folder.path} was stopped before it began; run it anew")
@@ -124,7 +170,13 @@ def resume(
     _refuse_changes(config, folder, state.study["config"])
     if module is not None and repr(module) != state.study["model"]:
         raise StudyError("the model is not the one that this study began with; pass that one")
-    files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
+    files = _files(state)
+    require(
+        files,
+        trust,
+        f"the study in {folder.path}",
+        f"`lossearch resume {folder.path} --trust`, or trust=True from Python, runs it",
+    )
     setup = set_up(config, files=files, dataset=dataset, module=module)
     was = state.study["data"]["fingerprint"]
     if setup.data.info.fingerprint != was:
@@ -142,13 +194,18 @@ def resume(
         )
     if "warm" in state.study:
         setup.warm = WarmStart.from_document(state.study["warm"])
-    return _go(setup, folder, make_executor(config.executor), state, display, None)
+    return _go(setup, folder, ledger, make_executor(config.executor), state, display, None)
+
+
+def _files(state: State) -> tuple[FilePlugin, ...]:
+    """The one-file plugins that a study keeps, as text."""
+    return tuple(FilePlugin.kept(f) for f in state.study.get("files", ()))
 
 
 # What a resumed study may not change, and the keys of it that it may.
 _FIXED = (
     "seed", "model", "space", "metric", "baseline", "search", "training", "fairness", "features",
-    "finetune", "providers",
+    "finetune", "providers", "plugins",
 )  # fmt: skip
 _FREE = {
     "search": ("trials", "epochs", "hours", "gpu_hours", "patience"),
@@ -192,6 +249,7 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
 def _go(
     setup: Setup,
     folder: Folder,
+    ledger: Ledger,
     executor: Executor,
     state: State,
     display: Begin | None,
@@ -199,7 +257,6 @@ def _go(
 ) -> StudyResult:
     with _progress(display is not None) as progress:
         setup = setup.with_features(folder.path, progress)
-    ledger = Ledger(folder.ledger)
     tracker = _tracker(setup.config, folder)
     bench = open_bench(setup.recipe(folder.checkpoints))
     run = Run(setup, folder, ledger, state, bench, executor.workers, executor.devices)
@@ -216,7 +273,8 @@ def _go(
             run.listeners.append(shown)
         if not run.over:
             executor.run(bench, run)
-        run.record("ended", status="complete")
+        failed = state.verdict is not None and state.verdict["recommend"] is None
+        run.record("ended", status="failed" if failed else "complete")
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if not isinstance(error, StudyError):
@@ -227,7 +285,6 @@ def _go(
     finally:
         bench.close()
         problems = _finish(setup, folder, run, tracker)
-        ledger.close()
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
 
 
@@ -267,7 +324,7 @@ class _Keeper:
 
     def _judged(self, state: State, verdict: dict[str, Any]) -> None:
         outputs.write_verdict(self.folder, verdict)
-        chosen = verdict[verdict["recommend"]]
+        chosen = verdict.get(verdict["recommend"])
         if chosen is not None:
             outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
 
@@ -308,10 +365,9 @@ def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | Non
 
 
 def _write_report(
-    folder: Folder,
-    state: State,
-    registry: Registry,
-) -> Path:
+    folder: Folder, state: State, registry: Registry, unknown: Sequence[FilePlugin] = ()
+) -> tuple[Path, str]:
+    """The report, and what it leaves out because code that it takes is not trusted."""
     from lossearch.report import write_plots, write_report
 
     verdict = state.verdict or {}
@@ -323,31 +379,59 @@ def _write_report(
     data = state.study["data"]
     facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
     shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
+    lacking = [
+        label
+        for label, objective in chosen.items()
+        if unknown and any(name not in registry for name in outputs.names(objective))
+    ]
+    note = (
+        f"The shape of {' and of '.join(lacking)} is left out: it takes code that came with the "
+        f"study and that you have not run here ({', '.join(f.name for f in unknown)}); "
+        "`lossearch report --trust` runs it."
+        if lacking
+        else ""
+    )
     write_plots(folder.plots, state, shapes)
-    return write_report(
+    written = write_report(
         folder.path,
         state,
         shapes=shapes,
         importance=importance(state.trials.values(), maximize=state.study["maximize"]),
+        note=note,
     )
+    return written, note
 
 
-def renew(path: str | Path) -> tuple[Path, str | None]:
+def renew(path: str | Path, *, trust: bool = False) -> tuple[Path, list[str]]:
     """Write a study's report anew, and bring its MLflow runs up to date.
 
+    Args:
+        path: The study's folder.
+        trust: Run the one-file plugins in it even if this user has not run them before; without
+            them the report lacks the shapes of their losses.
+
     Returns:
-        The report's path, and what went wrong with the tracking server, if anything.
+        The report's path, and what is to be said: what it lacks, and what went wrong with the
+        tracking server.
     """
     folder = Folder(path).existing()
-    rows = read_ledger(folder.ledger)
-    state = replay(rows)
+    state = replay(read_ledger(folder.ledger))
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
-    plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
-    written = _write_report(folder, state, plugins.registry)
-    tracker = None if in_use(folder.ledger) else _tracker(config, folder)
-    if tracker is None:  # not wanted, or the process that runs the study writes it
-        return written, None
-    tracker.catch_up(rows)
-    tracker.log_files(folder.files())
-    tracker.close(timeout=60)
-    return written, tracker.problem
+    files = _files(state)
+    if trust:
+        remember(files)
+    unknown = strange(files)
+    plugins = load_plugins(tuple(file for file in files if file not in unknown))
+    written, note = _write_report(folder, state, plugins.registry, unknown)
+    told = [note] if note else []
+    try:
+        with folder.held():
+            tracker = _tracker(config, folder)
+            if tracker is not None:
+                tracker.catch_up(read_ledger(folder.ledger))
+                tracker.log_files(folder.files())
+                tracker.close(timeout=60)
+                told += [tracker.problem] if tracker.problem else []
+    except BusyError:  # the process that runs the study writes them
+        pass
+    return written, told

@@ -80,7 +80,7 @@ def study_tags(state: State) -> dict[str, str]:
             tags[f"lossearch.data.{key}"] = str(data[key])
     tags |= {f"lossearch.version.{k}": v for k, v in flatten(row.get("versions") or {}).items()}
     if state.verdict:
-        tags["lossearch.recommend"] = str(state.verdict.get("recommend", ""))
+        tags["lossearch.recommend"] = str(state.verdict.get("recommend") or "nothing")
         if state.verdict.get("text"):
             tags["mlflow.note.content"] = str(state.verdict["text"])
     return tags

@@ -237,7 +237,7 @@ class Workbench:
         """
         if isinstance(error, StorageError):
             raise error
-        if isinstance(error, Diverged):
+        if isinstance(error, (Diverged, NotFiniteError)):
             result.reason, result.detail = "diverged", str(error)
         elif isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()

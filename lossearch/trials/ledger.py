@@ -40,7 +40,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from lossearch.errors import StudyError
+from lossearch.errors import BusyError, StudyError
 
 try:
     import fcntl
@@ -53,21 +53,32 @@ Row = dict[str, Any]
 
 
 class Ledger:
-    """An append-only file of JSON lines.
+    """An append-only file of JSON lines, and the lock of its study.
 
-    Each line is on the disk before ``append`` returns, or before :meth:`together` ends.
+    Each line is on the disk before ``append`` returns, or before :meth:`together` ends. While it
+    is open no other process gets the study; the system lets go of it when the process ends.
+
+    Raises:
+        BusyError: another process holds it.
+        StudyError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            # unbuffered: what a full disk refused must not be tried again on closing
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise StudyError(f"the ledger {path} cannot be written: {error.strerror}") from None
-        if not _lock(self._file):
-            self._file.close()
-            raise StudyError(f"the study in {path.parent} is being run by another process")
+        while True:
+            try:
+                # unbuffered: what a full disk refused must not be tried again on closing
+                self._file = path.open("ab", buffering=0)
+            except OSError as error:
+                raise StudyError(
+                    f"the ledger {path} cannot be written: {error.strerror}"
+                ) from None
+            if not _lock(self._file):
+                self._file.close()
+                raise BusyError(f"the study in {path.parent} is being run by another process")
+            if _stands(self._file, path):
+                break
+            self._file.close()  # who held it has taken it away: its study never began
         _drop_torn_line(path)
         self._together = False
 
@@ -135,12 +146,6 @@ def read_ledger(path: Path) -> list[Row]:
     return rows
 
 
-def in_use(path: Path) -> bool:
-    """Whether a process is writing this ledger now."""
-    with path.open("ab") as file:
-        return not _lock(file)
-
-
 def _lock(file: IO[bytes]) -> bool:
     """Claim a ledger for this process; the system lets go of it when the process ends, or dies."""
     if fcntl is None:
@@ -150,6 +155,14 @@ def _lock(file: IO[bytes]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _stands(file: IO[bytes], path: Path) -> bool:
+    """Whether this file is still the one at its path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -240,6 +253,8 @@ class Confirmation:
     test: dict[str, float]
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    reason: str = ""
+    detail: str = ""
 
 
 @dataclass(kw_only=True)
@@ -248,7 +263,6 @@ class Ablation(Confirmation):
 
     part: str
     objective: dict[str, Any]
-    reason: str = ""
 
 
 @dataclass

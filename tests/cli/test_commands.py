@@ -201,3 +201,12 @@ def test_dry_run_says_which_provider_gives_what(cli: Cli, study: Write) -> None:
     assert "half_images cuts images" in said.error()
     said = cli("run", study({"providers": providers}), "--dry-run")
     assert "half_images gives 'embeddings_b', which second_view gives too" in said.error()
+
+
+def test_a_study_that_fails_has_exit_code_1_and_no_false_hint(cli: Cli, study: Write) -> None:
+    path = study({"training.optimizer": "sgd", "training.lr": 1e30})
+    said = cli("run", path)
+    assert said.code == 1 and "The study failed: no trial finished" in said.out
+    assert "diverged" in said.out and "best.yaml" not in said.out and "export" not in said.out
+    assert str(Path("runs/study/report.html").resolve()) in said.out
+    assert cli("resume", "runs/study").code == 1
