@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset, TensorDataset
 
 from lossearch.components import TASKS
+from lossearch.data.columns import take_label
 from lossearch.errors import DataError, unknown
 
 if TYPE_CHECKING:
@@ -103,15 +104,15 @@ def as_dataset(
         raise DataError(unknown("task", task, TASKS))
     if isinstance(data, Dataset):
         return replace(data, task=task) if task else data
-    inputs, labels = _pair(data, targets)
+    inputs, labels, notes = _pair(data, targets)
     fixed = None
     if test is not None:
-        fixed = _pair(test, targets if isinstance(targets, str) else None)
-    return Dataset(inputs, labels, task, tuple(class_names), fixed)
+        fixed = _pair(test, targets if isinstance(targets, str) else None)[:2]
+    return Dataset(inputs, labels, task, tuple(class_names), fixed, notes=notes)
 
 
-def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
-    """Inputs and labels of one part."""
+def _pair(data: Any, targets: Any) -> tuple[Inputs, Any, tuple[str, ...]]:
+    """Inputs and labels of one part, and what a person should know of them."""
     if isinstance(data, tuple) and targets is None:
         if len(data) != 2:
             raise DataError(f"a pair (inputs, targets) is wanted, not a tuple of {len(data)}")
@@ -119,18 +120,18 @@ def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
     if isinstance(data, pd.DataFrame) and isinstance(targets, str):
         if targets not in data.columns:
             raise DataError(unknown("column", targets, map(str, data.columns)))
-        return data.drop(columns=targets), data[targets]
+        return take_label(data, targets)
     if isinstance(data, TensorDataset) and len(data.tensors) == 2 and targets is None:
-        return data.tensors
+        return (*data.tensors, ())
     if isinstance(data, TorchDataset):
-        return data, _targets_of(data) if targets is None else targets
+        return data, _targets_of(data) if targets is None else targets, ()
     if targets is None:
         raise DataError(
             f"there are no targets for this {type(data).__name__}; pass targets=..., for a data "
             "frame the name of their column"
         )
     if isinstance(data, (np.ndarray, Tensor, pd.DataFrame)):
-        return data, targets
+        return data, targets, ()
     try:
         inputs = np.asarray(data)
     except ValueError as error:
@@ -140,7 +141,7 @@ def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
             f"inputs of type {type(data).__name__} are not understood; pass an array, a tensor, a "
             "data frame or a map-style torch dataset"
         )
-    return inputs, targets
+    return inputs, targets, ()
 
 
 def _targets_of(data: TorchDataset[Any]) -> Any:

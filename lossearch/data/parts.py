@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from lossearch.data.columns import Table
 from lossearch.data.dataset import Dataset, ImageFiles
 from lossearch.data.inputs import Images, Items, Source, Tensors, decode, item_input
-from lossearch.data.tables import TableEncoder, clean_table
+from lossearch.data.reading import Reading, listed
+from lossearch.data.tables import TableEncoder
 from lossearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class Loaded:
     kind: Kind
     digest: str
     table: TableEncoder | None = None
+    reading: Reading | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
@@ -65,21 +69,32 @@ def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
 
 
 def _tables(parts: Parts) -> Loaded:
-    cleaned = {key: clean_table(frame) for key, frame in _distinct(parts).items()}
-    frames = [cleaned[id(frame)].iloc[rows] for frame, rows in parts]
-    encoder = TableEncoder(frames[0])
+    first, test = parts[0][0], parts[-1][0]
+    table = Table(first)
+    read = {
+        key: table.read(frame, "the table" if frame is first else "the test part")
+        for key, frame in _distinct(parts).items()
+    }
+    frames = [read[id(frame)].iloc[rows] for frame, rows in parts]
+    encoder = TableEncoder(table, frames[0])
     sources: list[Source] = [Tensors(encoder.encode(frame)) for frame in frames]
     digest = hashlib.sha256()
-    for frame in cleaned.values():
-        for name in frame.columns:
+    for frame in read.values():
+        for name in encoder.columns:
             values = frame[name].to_numpy()
             if values.dtype == object:  # text; one byte that no text holds parts the cells
-                data = "\0".join("" if v is None else str(v) for v in values).encode()
+                data = "\0".join("nan" if pd.isna(v) else str(v) for v in values).encode()
             else:
                 data = values.tobytes()
             digest.update(f"{name} {len(values)}\n".encode() + data)
     shape = (len(encoder.feature_names),)
-    return Loaded(sources, shape, "table", digest.hexdigest(), encoder)
+    reading, notes = encoder.reading(read[id(first)]), []
+    strange = table.strange(test)
+    if strange:
+        notes.append(f"columns of the test part that training does not have: {listed(strange)}")
+    return Loaded(
+        sources, shape, "table", digest.hexdigest(), encoder, reading, (*reading.notes(), *notes)
+    )
 
 
 def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
@@ -121,7 +136,9 @@ def _check_array(array: np.ndarray | Tensor) -> Tensor:
                 f"the inputs are an array of {array.dtype}, not of numbers; put columns of text "
                 "into a data frame, which is encoded"
             )
-        array = np.ascontiguousarray(array)
+        long = np.issubdtype(array.dtype, np.longdouble)  # torch has neither it nor big-endian
+        native = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+        array = np.ascontiguousarray(array, dtype=native)
         values = torch.from_numpy(array if array.flags.writeable else array.copy())
     else:
         values = array.detach().cpu()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lossearch.data import as_dataset, prepare_dataset
-from lossearch.data.tables import RARE, TableEncoder, clean_table
+from lossearch.data.tables import RARE, TableEncoder
 from lossearch.errors import DataError
 
 
