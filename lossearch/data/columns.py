@@ -55,6 +55,10 @@ class Column:
     date: str | None = None
     how: str = ""
 
+    def also(self, how: str) -> Column:
+        """The same with more that a person should know, which comes first."""
+        return replace(self, how=f"{how}; {self.how}" if self.how else how)
+
     def read(self, given: pd.Series, table: str = "the table") -> pd.Series:
         """Values as float64 (a date: days since 1970) or as text, both with missing ones.
 
@@ -118,6 +122,8 @@ class Table:
         self.commas = any(len(forms) == 1 and forms[0].decimal == "," for _, forms, _ in found)
         for number, (column, forms, texts) in enumerate(found):
             column = _written(column, forms, texts, self.commas)
+            if column.name != str(frame.columns[number]):
+                column = column.also(f"a second column of the name '{frame.columns[number]}'")
             if column.kind == "number":
                 values = column.read(given[number]).to_numpy()
                 why = _index(column.name, number, values)
@@ -126,7 +132,7 @@ class Table:
                     continue
                 if len(values) >= _LONG and _counts(values):
                     how = "it counts the rows, and gives the label away where these are sorted"
-                    column = replace(column, how=how)
+                    column = column.also(how)
             self.columns.append(column)
 
     def read(self, frame: pd.DataFrame, table: str = "the table") -> pd.DataFrame:
@@ -206,16 +212,16 @@ def _decide(name: str, given: pd.Series) -> tuple[Column, list[Form], list[str]]
     marks = [value for value in values if value.casefold() in MARKS]
     rest = [value for value in values if value not in marks]
     forms = forms_of(rest)
-    how = ", ".join(f"{counts[mark]} times '{mark}' is missing" for mark in marks)
+    how = ", ".join(f"{counts[mark]} times '{mark}' read as missing" for mark in marks)
     if forms:
         return Column(name, "number", how=how), forms, rest
-    date, sure = dates.format_of(rest)
+    date, doubtful = dates.format_of(rest)
     if date is None:
         return Column(name, "category", how=_nearly_numbers(counts)), [], []
-    words = dates.in_words(date)
-    if not sure:
-        words += f", though {rest[0]} may be another; say it as 2024-01-31 to be sure"
-    return Column(name, "date", date=date, how=", ".join(filter(None, (words, how)))), [], []
+    words = f"a date, {dates.in_words(date)}"
+    if doubtful is not None:
+        words += f", though {doubtful} could be day/month; write 2024-01-31 to be sure"
+    return Column(name, "date", date=date, how=how).also(words), [], []
 
 
 def _written(column: Column, forms: list[Form], texts: list[str], commas: bool) -> Column:
@@ -230,7 +236,7 @@ def _written(column: Column, forms: list[Form], texts: list[str], commas: bool) 
         how += f": '{doubtful}' is {form.value(doubtful):g}"
     if form == Form() and not how and not column.how:
         return column  # plain numbers
-    return replace(column, form=form, how=", ".join(filter(None, (how, column.how))))
+    return replace(column.also(how) if how else column, form=form)
 
 
 def _nearly_numbers(counts: pd.Series) -> str:

@@ -22,18 +22,21 @@ _ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:?\d\d.*)?")
 _FEW = 20
 
 
-def format_of(texts: Sequence[str]) -> tuple[str | None, bool]:
-    """The format in which all these texts are dates, if there is one, and whether it is sure.
+def format_of(texts: Sequence[str]) -> tuple[str | None, str | None]:
+    """The format in which all these texts are dates, if there is one, and one that is doubtful.
 
     Month and day that cannot be told apart are read as month/day.
     """
     if not texts or not all(any(c.isdigit() for c in text) for text in texts[:_FEW]):
-        return None, True
+        return None, None
     iso = all(map(_ISO.fullmatch, texts))
     formats = [ISO] if iso else [day + time for day in _DAYS for time in _TIMES] + [*_ALONE]
     for part in (texts[:_FEW], texts):
         formats = [each for each in formats if _parsed(part, each).notna().all()]
-    return (formats[0], len(formats) == 1) if formats else (None, True)
+    if not formats:
+        return None, None
+    differs = _parsed(texts, formats[0]) != _parsed(texts, formats[-1])
+    return formats[0], texts[int(differs.argmax())] if differs.any() else None
 
 
 def read_dates(text: pd.Series, form: str) -> pd.Series:

@@ -271,8 +271,8 @@ def _words(raw: np.ndarray) -> tuple[str, ...]:
     for word in words:
         if classes[word] < min(least, 0.05 * len(raw)):
             raise DataError(
-                f"{classes[word]} of {len(raw)} labels are '{word}', which is taken as missing "
-                "where it is so rare; drop those rows, or, if it is a class, call it otherwise"
+                f"label '{word}' ({classes[word]} of {len(raw)}) is taken as missing, since it is "
+                "so rare; drop those rows, or, if it is a class, give it another name"
             )
         notes.append(
             f"label '{word}' ({classes[word]} of {len(raw)}) is a class; where it means missing, "

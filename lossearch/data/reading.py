@@ -42,14 +42,17 @@ class Reading:
 
     def notes(self) -> tuple[str, ...]:
         """What is not plain in it, a sentence each: first what was dropped, and why."""
-        found: dict[str, list[str]] = {}
+        dropped: dict[str, list[str]] = {}
+        understood: dict[str, list[str]] = {}
         for column in self.columns:
             if column.dropped:
-                found.setdefault(f"dropped, for {column.dropped}", []).append(column.name)
-        for column in self.columns:
-            if column.how and not column.dropped:
-                found.setdefault(column.how, []).append(column.name)
-        return tuple(f"{listed(names)}: {what}" for what, names in found.items())
+                dropped.setdefault(column.dropped, []).append(column.name)
+            if column.how:
+                understood.setdefault(column.how, []).append(column.name)
+        return (
+            *(f"dropped {listed(names)}: {why}" for why, names in dropped.items()),
+            *(f"{listed(names)}: {how}" for how, names in understood.items()),
+        )
 
 
 def listed(names: list[str], most: int = 5) -> str:

@@ -119,16 +119,11 @@ class TableEncoder:
 
 def _carries_nothing(values: pd.Series, column: Column) -> str:
     """Why a column of the training rows teaches nothing, if it does not."""
-    there = values.dropna()
-    if there.empty:
-        return "it is empty"
+    if values.isna().all():
+        return "empty in the training rows"
     counts = values.value_counts(dropna=False)
     if len(counts) == 1:
-        value = f"{there.iloc[0]:g}" if column.kind == "number" else f"'{there.iloc[0]}'"
-        return f"it is {value} in each training row"
+        return "the same in each training row"
     if column.kind == "category" and counts.iloc[0] < RARE:
-        return (
-            f"text of {len(there.unique())} different values, none of them in {RARE} training "
-            f"rows ('{there.iloc[0]}' is one)"
-        )
+        return f"text that is nearly all different: no value is in {RARE} training rows"
     return ""

@@ -122,11 +122,12 @@ def _lines(file: Path, head: bytes, encoding: str) -> list[str]:
 
 def not_decoded(file: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
     """The refusal of a file that another encoding is needed for."""
-    name = "UTF-8" if encoding.startswith("utf-8") else encoding
-    remedy = "of Western Europe encoding: cp1252 or latin-1" if name == "UTF-8" else "another one"
+    western = encoding.startswith("utf-8")
     return DataError(
-        f"{file} is not {name} ({error.reason} at byte {error.start}); say which encoding it has, "
-        f"{'for a file ' if name == 'UTF-8' else ''}{remedy}, or save it as UTF-8"
+        f"{file} is not {'UTF-8' if western else encoding} ({error.reason} at byte "
+        f"{error.start}); say which 'encoding' it has"
+        + (" (in Western Europe cp1252 or latin-1)" if western else "")
+        + ", or save it as UTF-8"
     )
 
 
@@ -157,17 +158,21 @@ def _start(table: Cells) -> int:
     usual = _usual(table[len(table) // 2 :])
     for start, cells in enumerate(table[: min(_BEFORE, len(table) - 1)]):
         below = table[start + 1 :]
-        comment = cells[0].lstrip().startswith(_COMMENTS)
         if len(cells) == usual or usual == 1:
-            if not (comment and _evident(below)):
+            rest = list(itertools.dropwhile(_is_comment, below))
+            if not (_is_comment(cells) and rest and _evident(rest)):
                 return start
-        elif comment or len(cells) == 1:
+        elif _is_comment(cells) or len(cells) == 1:
             continue
         elif not all(len(other) == usual for other in below) or len(below) < 2:
             return start  # lines of unequal length, which reading refuses
         elif abs(len(cells) - usual) == 1 and not _evident(below):
             return start  # a header without a name for the index, or rows that end in a separator
     return 0
+
+
+def _is_comment(cells: list[str]) -> bool:
+    return cells[0].lstrip().startswith(_COMMENTS)
 
 
 def _usual(table: Cells) -> int:
