@@ -92,8 +92,8 @@ class Column:
             return read_numbers(text, self.form or Form())
         except ValueError as error:
             raise DataError(
-                f"column '{self.name}' of {table} holds '{error}', and held {self.kind}s where "
-                "it was decided how to read it"
+                f"column '{self.name}' of {table} holds '{error}', and held {self.kind}s in "
+                "training"
             ) from None
 
 
@@ -150,10 +150,6 @@ class Table:
             values = column.read(frame.iloc[:, by_name[column.name]], table)
             columns[column.name] = values.reset_index(drop=True)
         return pd.DataFrame(columns, index=pd.RangeIndex(len(frame)))
-
-    def strange(self, frame: pd.DataFrame) -> list[str]:
-        """Columns of another table that this one did not have."""
-        return [name for name in unique_names(frame.columns) if name not in self.names]
 
 
 def take_label(frame: pd.DataFrame, name: Any) -> tuple[pd.DataFrame, pd.Series, tuple[str, ...]]:

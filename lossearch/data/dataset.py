@@ -107,11 +107,12 @@ def as_dataset(
     inputs, labels, notes = _pair(data, targets)
     fixed = None
     if test is not None:
-        fixed = _pair(test, targets if isinstance(targets, str) else None)[:2]
+        named = targets if isinstance(targets, str) else None
+        fixed = _pair(test, named, "the test part: ")[:2]
     return Dataset(inputs, labels, task, tuple(class_names), fixed, notes=notes)
 
 
-def _pair(data: Any, targets: Any) -> tuple[Inputs, Any, tuple[str, ...]]:
+def _pair(data: Any, targets: Any, where: str = "") -> tuple[Inputs, Any, tuple[str, ...]]:
     """Inputs and labels of one part, and what a person should know of them."""
     if isinstance(data, tuple) and targets is None:
         if len(data) != 2:
@@ -119,7 +120,7 @@ def _pair(data: Any, targets: Any) -> tuple[Inputs, Any, tuple[str, ...]]:
         return _pair(*data)
     if isinstance(data, pd.DataFrame) and isinstance(targets, str):
         if targets not in data.columns:
-            raise DataError(unknown("column", targets, map(str, data.columns)))
+            raise DataError(where + unknown("column", targets, map(str, data.columns)))
         return take_label(data, targets)
     if isinstance(data, TensorDataset) and len(data.tensors) == 2 and targets is None:
         return (*data.tensors, ())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lossearch.data.columns import Table
+from lossearch.data.columns import Table, unique_names
 from lossearch.data.dataset import Dataset, ImageFiles
 from lossearch.data.inputs import Images, Items, Source, Tensors, decode, item_input
 from lossearch.data.reading import Reading, listed
@@ -88,13 +88,27 @@ def _tables(parts: Parts) -> Loaded:
                 data = values.tobytes()
             digest.update(f"{name} {len(values)}\n".encode() + data)
     shape = (len(encoder.feature_names),)
-    reading, notes = encoder.reading(read[id(first)]), []
-    strange = table.strange(test)
+    reading = encoder.reading(read[id(first)])
+    notes = (*reading.notes(), *_test_notes(encoder, frames[0], test, read[id(test)]))
+    return Loaded(sources, shape, "table", digest.hexdigest(), encoder, reading, notes)
+
+
+def _test_notes(
+    encoder: TableEncoder, training: pd.DataFrame, test: pd.DataFrame, read: pd.DataFrame
+) -> list[str]:
+    """How a test part differs from training, where it can be used all the same."""
+    notes: list[str] = []
+    strange = [name for name in unique_names(test.columns) if name not in encoder.table.names]
     if strange:
         notes.append(f"columns of the test part that training does not have: {listed(strange)}")
-    return Loaded(
-        sources, shape, "table", digest.hexdigest(), encoder, reading, (*reading.notes(), *notes)
-    )
+    other = [
+        name
+        for name in encoder.columns
+        if name not in encoder.numeric and not read[name].isin(training[name]).any()
+    ]
+    if other:
+        notes.append(f"none of the test part's values is in training: {listed(other)}")
+    return notes
 
 
 def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
