@@ -294,8 +294,9 @@ def _native(name: str, column: pd.Series) -> pd.Series:
     if odd is not None:
         many = isinstance(odd, (list, tuple, np.ndarray, dict, set))
         remedy = "Give each entry a column of its own" if many else "Convert it"
+        what = "list" if isinstance(odd, (tuple, np.ndarray)) else type(odd).__name__
         raise DataError(
-            f"column '{name}' holds {type(odd).__name__} objects; only numbers, text and dates "
+            f"column '{name}' holds {what} objects; only numbers, text and dates "
             f"can be features. {remedy}, or leave it out"
         )
     if not there or not all(isinstance(value, datetime.date) for value in there):

@@ -20,7 +20,7 @@ MARKS = frozenset(
 ) | {"not available", "not applicable", "no data"}
 
 _UNITS = r"[$€£¥₹₽₩₺%]|USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL"
-_SPACES = "  \u202f"  # a blank, a no-break one, a narrow no-break one
+_SPACES = " \u00a0\u202f"  # a blank, a no-break one, a narrow no-break one
 _SIGNS = "+−-"
 _FEW = 100
 
@@ -76,7 +76,7 @@ def described(form: Form, texts: Iterable[str]) -> str:
     for sign in (form.other, "'", "’", *_SPACES):
         if any(sign in body for body in bodies):
             words.append(f"{parts.get(sign, 'blank')} between thousands")
-    return ", ".join(words + ([f"in {form.unit}"] if form.unit else []))
+    return ", ".join([*dict.fromkeys(words)] + ([f"in {form.unit}"] if form.unit else []))
 
 
 def _without_unit(text: str) -> tuple[str, str]:
