@@ -57,7 +57,7 @@ def days(dates: pd.Series) -> pd.Series:
     """Days since 1970 as float64, whatever the unit and the time zone of these timestamps."""
     if dates.dt.tz is not None:
         dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
-    a_day = pd.Timedelta(days=1) / pd.Timedelta(1, unit=dates.dt.unit)
+    a_day = 86400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[dates.dt.unit]
     return (dates.astype("int64") / a_day).where(dates.notna(), np.nan)
 
 

@@ -215,10 +215,11 @@ def _class_values(
     raw: np.ndarray, class_names: tuple[str, ...]
 ) -> tuple[list[Any], tuple[str, ...]]:
     """The raw value of each class, and what a person should know of how they were found."""
-    found, counts = (array.tolist() for array in np.unique(raw, return_counts=True))
+    values, counts = np.unique(raw, return_counts=True)
+    found: list[Any] = values.tolist()
     notes: tuple[str, ...] = ()
     if not class_names and not _numeric(raw):
-        found, notes = _one_spelling(dict(zip(found, counts, strict=True)))
+        found, notes = _one_spelling(dict(zip(found, counts.tolist(), strict=True)))
         notes += _words(_spelled(raw, found))
     if len(found) == 1:
         raise DataError(
@@ -263,8 +264,8 @@ def _words(raw: np.ndarray) -> tuple[str, ...]:
     Raises:
         DataError: there are too few of them for a class.
     """
-    found, counts = (array.tolist() for array in np.unique(raw, return_counts=True))
-    classes = dict(zip(found, counts, strict=True))
+    found, counts = np.unique(raw, return_counts=True)
+    classes: dict[str, int] = dict(zip(found.tolist(), counts.tolist(), strict=True))
     words = [value for value in classes if value.casefold() in _NONE]
     least = min((n for value, n in classes.items() if value not in words), default=0)
     notes: list[str] = []

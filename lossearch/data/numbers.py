@@ -15,9 +15,13 @@ import pandas as pd
 
 # Words that people write among numbers where one is missing, in lower case.
 MARKS = frozenset(
-    "? ?? * - -- --- . .. ... na n.a. n.a n/a #n/a <na> nan none null nil nd n.d. n/d k.a. missing "
-    "unknown #null! #div/0! #value! #ref! #name? #num!".split()
-) | {"not available", "not applicable", "no data"}
+    (
+        "?", "??", "*", "-", "--", "---", ".", "..", "...", "na", "n.a.", "n.a", "n/a", "#n/a",
+        "<na>", "nan", "none", "null", "nil", "nd", "n.d.", "n/d", "k.a.", "missing", "unknown",
+        "not available", "not applicable", "no data", "#null!", "#div/0!", "#value!", "#ref!",
+        "#name?", "#num!",
+    )
+)  # fmt: skip
 
 _UNITS = r"[$€£¥₹₽₩₺%]|USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL"
 _SPACES = " \u00a0\u202f"  # a blank, a no-break one, a narrow no-break one

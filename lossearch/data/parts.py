@@ -104,7 +104,7 @@ def _test_notes(
     other = [
         name
         for name in encoder.columns
-        if name not in encoder.numeric and not read[name].isin(training[name]).any()
+        if name not in encoder.numeric and not bool(read[name].isin(training[name]).any())
     ]
     if other:
         notes.append(f"none of the test part's values is in training: {listed(other)}")

@@ -46,7 +46,7 @@ class TableEncoder:
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
         self.table = table
-        why = {column.name: _carries_nothing(rows[column.name], column) for column in table.columns}
+        why = {c.name: _carries_nothing(pd.Series(rows[c.name]), c) for c in table.columns}
         self.dropped = {**table.index, **{name: reason for name, reason in why.items() if reason}}
         used = [column for column in table.columns if not why[column.name]]
         if not used:
@@ -94,7 +94,7 @@ class TableEncoder:
         return Reading(
             len(read),
             tuple(
-                self._read(found[name], read[name])
+                self._read(found[name], pd.Series(read[name]))
                 if name in found
                 else ColumnRead(name, "number", 0, len(read), dropped=self.dropped[name])
                 for name in self.table.names

@@ -22,7 +22,9 @@ def data_lines(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     lines = [("data", _samples(data)), ("inputs", _inputs(data))]
     notes = list(data.get("notes") or ())
-    shown = [note for i, note in enumerate(notes) if not i or sum(map(len, notes[: i + 1])) < _LONG]
+    shown = [
+        note for i, note in enumerate(notes) if not i or sum(map(len, notes[: i + 1])) < _LONG
+    ]
     if notes:
         more = len(notes) - len(shown)
         rest = f"; and {more} more: `lossearch data STUDY.yaml`" if more else ""

@@ -82,7 +82,7 @@ def csv(
         floats = table.select_dtypes("float").columns
         if len(floats) and Table(table.drop(columns=[number, *floats])).commas:
             table[floats] = read(dtype=str)[floats]  # 1.234 may be a thousand
-        if table[number].isna().any():  # None may be a class
+        if bool(table[number].isna().any()):  # None may be a class
             marks = [*_NO_LABEL, *missing]
             whole = read(usecols=[number], na_values=marks, keep_default_na=False)
             table[number] = whole[number]
@@ -157,9 +157,7 @@ def _place(names: list[str], label: str | int, file: Path, *, named: bool) -> in
     raise DataError(f"{file}: {unknown('column', str(label), names)}")
 
 
-def _labelled(
-    table: pd.DataFrame, label: str, file: Path, notes: Iterable[str] = ()
-) -> Dataset:
+def _labelled(table: pd.DataFrame, label: str, file: Path, notes: Iterable[str] = ()) -> Dataset:
     """The table without its label column, and that column."""
     if table.empty:
         raise DataError(f"{file} holds no rows")

@@ -1,4 +1,4 @@
-"""How a text file holds a table: encoding, lines before it, separator, and whether it has a header.
+"""How a text file holds a table: its encoding, lines before it, separator and header.
 
 Seen from its first lines; what is not plain is noted, what cannot be told is refused.
 """
@@ -26,7 +26,11 @@ _HEAD = 4 * 2**20  # bytes that are looked at
 _LINES = 100
 _BEFORE = 20  # lines of title and comment, at most
 _COMMENTS = ("#", "%", "//")
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _KNOWN = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1250", "cp1251", "gbk", "shift_jis", "big5")
 
 
@@ -114,7 +118,9 @@ def _lines(file: Path, head: bytes, encoding: str) -> list[str]:
         text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < _HEAD)
     except UnicodeDecodeError as error:
         raise not_decoded(file, encoding, error) from None
-    lines = [line.rstrip("\r\n") for line in io.StringIO(text.removeprefix("\ufeff"), newline=None)]
+    lines = [
+        line.rstrip("\r\n") for line in io.StringIO(text.removeprefix("\ufeff"), newline=None)
+    ]
     if len(head) == _HEAD and len(lines) > 1:
         lines.pop()  # it is cut
     return lines[:_LINES]
