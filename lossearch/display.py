@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from lossearch.executors import Executor
+from lossearch.report.data import data_lines
 from lossearch.study.run import Run
 from lossearch.trials.ledger import Row, State
 
@@ -43,6 +46,7 @@ class Display:
             f"{config.training.epochs} epochs on {workers}, into {run.folder.path}",
             soft_wrap=True,
         )
+        print_data(self.console, run.state.study["data"])
         self.progress = Progress(
             TextColumn("{task.description}", table_column=Column(min_width=7, no_wrap=True)),
             BarColumn(bar_width=20),
@@ -121,6 +125,12 @@ class Display:
             self._said = now
             line = f"{name} {done}/{total} {eta} {note}"
             self.console.print(" ".join(line.split()), markup=False, soft_wrap=True)
+
+
+def print_data(console: Console, data: Mapping[str, Any]) -> None:
+    """What was read, in three lines."""
+    for word, text in data_lines(data):
+        console.print(Text.assemble((f"{word:7}", "bold"), text), soft_wrap=True)
 
 
 def _met(state: State) -> int:

@@ -40,7 +40,7 @@ def options(
 
 
 # Each module adds its commands to `app`; none of them imports torch before a command runs.
-from lossearch.cli import inspect, plugins, study  # noqa: E402, F401
+from lossearch.cli import data, inspect, plugins, study  # noqa: E402, F401
 
 
 def main() -> None:

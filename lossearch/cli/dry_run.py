@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lossearch.cli.text import plain
+from lossearch.display import print_data
 from lossearch.errors import LossearchError
 from lossearch.space import Value
 from lossearch.study.setup import Setup, set_up
@@ -28,11 +30,8 @@ def show_plan(config: StudyConfig) -> None:
     """Print what a study would do."""
     setup = set_up(config)
     out = Console(highlight=False)
-    info = setup.data.info
-    out.print(
-        f"[bold]{config.name}[/]: {info.task}, {info.num_classes} classes, {info.train_size} "
-        f"training, {info.validation_size} validation and {info.test_size} test samples"
-    )
+    out.print(config.name, style="bold", markup=False)
+    print_data(out, dataclasses.asdict(setup.data.info))
     out.print(_space_table(setup))
     for left in setup.space.left_out:
         out.print(f"left out: {left.what}: {left.why}")

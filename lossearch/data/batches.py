@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lossearch.data.inputs import Device, Source, Tensors
+from lossearch.data.reading import Reading
 from lossearch.data.tables import TableEncoder
 from lossearch.errors import DataError
 
@@ -34,6 +35,7 @@ class DataInfo:
         fingerprint: A sha256 over inputs, labels, splits and noise, the same in every process.
         noise_rate: The share of training labels that the noise did change.
         notes: What a person should know of the reading, a sentence each.
+        reading: What was read of a table, column by column.
     """
 
     task: str
@@ -49,6 +51,7 @@ class DataInfo:
     fingerprint: str
     noise_rate: float = 0.0
     notes: tuple[str, ...] = ()
+    reading: Reading | None = None
 
 
 class Split:

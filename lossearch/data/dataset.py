@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset, TensorDataset
 
 from lossearch.components import TASKS
+from lossearch.data.columns import take_label
 from lossearch.data.pixels import read_image
 from lossearch.errors import DataError, unknown
 
@@ -104,34 +105,38 @@ def as_dataset(
         raise DataError(unknown("task", task, TASKS))
     if isinstance(data, Dataset):
         return replace(data, task=task) if task else data
-    inputs, labels = _pair(data, targets)
+    inputs, labels, notes = _pair(data, targets)
     column = targets if isinstance(targets, str) else None
-    parts = (None if part is None else _pair(part, column) for part in (test, validation))
-    fixed, watched = parts
-    return Dataset(inputs, labels, task, tuple(class_names), fixed, validation=watched)
+    fixed, watched = (
+        None if part is None else _pair(part, column, f"the {name} part: ")[:2]
+        for name, part in (("test", test), ("validation", validation))
+    )
+    return Dataset(
+        inputs, labels, task, tuple(class_names), fixed, validation=watched, notes=notes
+    )
 
 
-def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
-    """Inputs and labels of one part."""
+def _pair(data: Any, targets: Any, where: str = "") -> tuple[Inputs, Any, tuple[str, ...]]:
+    """Inputs and labels of one part, and what a person should know of them."""
     if isinstance(data, tuple) and targets is None:
         if len(data) != 2:
             raise DataError(f"a pair (inputs, targets) is wanted, not a tuple of {len(data)}")
         return _pair(*data)
     if isinstance(data, pd.DataFrame) and isinstance(targets, str):
         if targets not in data.columns:
-            raise DataError(unknown("column", targets, map(str, data.columns)))
-        return data.drop(columns=targets), data[targets]
+            raise DataError(where + unknown("column", targets, map(str, data.columns)))
+        return take_label(data, targets)
     if isinstance(data, TensorDataset) and len(data.tensors) == 2 and targets is None:
-        return data.tensors
+        return (*data.tensors, ())
     if isinstance(data, TorchDataset):
-        return data, _targets_of(data) if targets is None else targets
+        return data, _targets_of(data) if targets is None else targets, ()
     if targets is None:
         raise DataError(
             f"there are no targets for this {type(data).__name__}; pass targets=..., for a data "
             "frame the name of their column"
         )
     if isinstance(data, (np.ndarray, Tensor, pd.DataFrame)):
-        return data, targets
+        return data, targets, ()
     try:
         inputs = np.asarray(data)
     except ValueError as error:
@@ -141,7 +146,7 @@ def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
             f"inputs of type {type(data).__name__} are not understood; pass an array, a tensor, a "
             "data frame or a map-style torch dataset"
         )
-    return inputs, targets
+    return inputs, targets, ()
 
 
 def _targets_of(data: TorchDataset[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +12,28 @@ import torch
 from torch import Tensor
 
 from lossearch.components import TASKS
+from lossearch.data.numbers import MARKS, plain_numbers
 from lossearch.errors import DataError, unknown
+
+# What people write for "none", and also call a class.
+_NONE = frozenset(("none", "na", "n/a", "n.a.", "n.a", "#n/a", "<na>", "null", "nil"))
 
 
 def tidy_text(values: pd.Series) -> pd.Series:
     """Text without blanks and quotes around it; None where it is missing."""
-    text = values.astype(object).where(values.notna(), None)
-    text = text.map(lambda v: v.strip().strip("'\"").strip() if isinstance(v, str) else v)
-    return text.where(text.notna() & (text != ""), None)
 
+    def tidied(value: Any) -> Any:
+        return (value.strip().strip("'\"").strip() or None) if isinstance(value, str) else value
 
-def as_numbers(text: pd.Series) -> pd.Series:
-    """Text as numbers where all of it is numeric, else as it is."""
-    try:
-        return pd.Series(pd.to_numeric(text))
-    except (ValueError, TypeError):
-        return text
+    there = values.notna().to_numpy()
+    texts = [tidied(v) if t else None for v, t in zip(values.tolist(), there, strict=True)]
+    return pd.Series(texts, index=values.index, dtype=object)
 
 
 def tidy(targets: Any) -> np.ndarray:
     """The labels as an array, numeric where they can be.
+
+    Missing is an empty one, ``?`` and NaN; a word such as ``n.a.`` only among numbers.
 
     Raises:
         DataError: a label is missing.
@@ -48,8 +51,10 @@ def tidy(targets: Any) -> np.ndarray:
             f"targets have the shape {values.shape}; one label a sample (samples,) or several "
             "(samples, labels) are wanted"
         )
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 1 and not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
-        values = as_numbers(tidy_text(pd.Series(values))).to_numpy()
+        values = _text_or_numbers(pd.Series(values)).to_numpy()
     elif values.ndim == 2 and values.dtype == object:
         values = values.astype(float)
     missing = np.asarray(pd.isna(values))
@@ -62,6 +67,24 @@ def tidy(targets: Any) -> np.ndarray:
             f"in row {first}; drop those rows or fill them in"
         )
     return values.astype(str) if values.dtype == object else values
+
+
+def _text_or_numbers(values: pd.Series) -> pd.Series:
+    """Labels as text or, where all that are not missing are numeric, as numbers."""
+    text = tidy_text(values)
+    odd = next((v for v in text if isinstance(v, (list, tuple, dict, set, np.ndarray))), None)
+    if odd is not None:
+        raise DataError(
+            f"targets hold {type(odd).__name__} objects; one label a sample, or an array "
+            "(samples, labels), is wanted"
+        )
+    words = text.map(lambda v: v.casefold() if isinstance(v, str) else v)
+    text = text.where(~words.isin(["?", "nan"]).to_numpy(), None)
+    for missing in (text, text.where(~words.isin(MARKS).to_numpy(), None)):
+        numbers = plain_numbers(missing)
+        if numbers is not None and missing.notna().any():
+            return numbers
+    return text
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,7 @@ class Labels:
             if width != self.width or not _numeric(raw):
                 raise DataError(f"{self.width} numeric labels a sample are wanted, not {width}")
             return torch.as_tensor(raw.astype(np.float32))
+        raw = _spelled(raw, self.values)
         codes = pd.Index(self.values).get_indexer(pd.Index(raw))
         if (codes < 0).any():
             strange = raw[codes < 0][0]
@@ -150,7 +174,8 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
             f"task {task} needs whole numbers or text as labels, and there is "
             f"{raw[raw != np.round(raw)][0]}; is it task: regression?"
         )
-    values = _class_values(raw, class_names)
+    values, notes = _class_values(raw, class_names)
+    raw = _spelled(raw, values)
     found = "binary" if len(values) == 2 else "multiclass"
     if task == "binary" and found != "binary":
         raise DataError(
@@ -161,7 +186,7 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
         shares = [(raw == value).sum() for value in values]
         values = values if shares[1] <= shares[0] else values[::-1]
     names = class_names or tuple(_name(value) for value in values)
-    return Labels(task or found, tuple(values), names)
+    return Labels(task or found, tuple(values), names, notes=notes)
 
 
 def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:
@@ -186,24 +211,94 @@ def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Label
     return Labels("multilabel", (), names or tuple(str(c) for c in range(width)), width)
 
 
-def _class_values(raw: np.ndarray, class_names: tuple[str, ...]) -> list[Any]:
-    found = np.unique(raw).tolist()
+def _class_values(
+    raw: np.ndarray, class_names: tuple[str, ...]
+) -> tuple[list[Any], tuple[str, ...]]:
+    """The raw value of each class, and what a person should know of how they were found."""
+    values, counts = np.unique(raw, return_counts=True)
+    found: list[Any] = values.tolist()
+    notes: tuple[str, ...] = ()
+    if not class_names and not _numeric(raw):
+        found, notes = _one_spelling(dict(zip(found, counts.tolist(), strict=True)))
+        notes += _words(_spelled(raw, found))
     if len(found) == 1:
         raise DataError(
             f"all {len(raw)} labels are '{_name(found[0])}', so there is nothing to learn; is it "
             "the right label column?"
         )
     if not class_names:
-        return found
+        return found, notes
     if not _numeric(raw):
-        strange = [value for value in found if value not in class_names]
+        strange = [v for v in np.unique(_spelled(raw, class_names)) if v not in class_names]
         if strange:
             raise DataError(unknown("class", str(strange[0]), class_names))
-        return list(class_names)
+        return list(class_names), notes
     if found[0] < 0 or found[-1] >= len(class_names):
         outside = found[0] if found[0] < 0 else found[-1]
         raise DataError(f"label {outside} is outside the {len(class_names)} class names given")
-    return list(range(len(class_names)))
+    return list(range(len(class_names))), notes
+
+
+def _one_spelling(counts: dict[str, int]) -> tuple[list[str], tuple[str, ...]]:
+    """Classes without those that are another one in capitals, and what became of these.
+
+    Letters stay apart, since ``a`` and ``A`` may be two, unless two classes remain.
+    """
+    groups: dict[str, list[str]] = {}
+    for value in counts:
+        groups.setdefault(value.casefold(), []).append(value)
+    classes, notes = list(counts), []
+    for group in (group for group in groups.values() if len(group) > 1):
+        first, *others = sorted(group, key=lambda value: -counts[value])
+        if len(first) == 1 and len(groups) > 2:
+            notes.append(f"classes {_quoted(group)} differ in case alone, and are kept apart")
+            continue
+        classes = [value for value in classes if value not in others]
+        notes.append(f"labels {_quoted(others)} are taken as '{first}'")
+    return classes, tuple(notes)
+
+
+def _words(raw: np.ndarray) -> tuple[str, ...]:
+    """What became of classes whose name is a word for what is missing.
+
+    Raises:
+        DataError: there are too few of them for a class.
+    """
+    found, counts = np.unique(raw, return_counts=True)
+    classes: dict[str, int] = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    words = [value for value in classes if value.casefold() in _NONE]
+    least = min((n for value, n in classes.items() if value not in words), default=0)
+    notes: list[str] = []
+    for word in words:
+        if classes[word] < min(least, 0.05 * len(raw)):
+            raise DataError(
+                f"label '{word}' ({classes[word]} of {len(raw)}) is taken as missing, since it is "
+                "so rare; drop those rows, or, if it is a class, give it another name"
+            )
+        notes.append(
+            f"label '{word}' ({classes[word]} of {len(raw)}) is a class; where it means missing, "
+            "drop those rows"
+        )
+    return tuple(notes)
+
+
+def _spelled(raw: np.ndarray, values: Iterable[Any]) -> np.ndarray:
+    """Text labels as the classes are spelled: ``yes`` is ``Yes``, unless it is a class too."""
+    if _numeric(raw):
+        return raw
+    classes, folded = set(values), {}
+    for value in classes:
+        folded.setdefault(str(value).casefold(), []).append(value)
+    found, inverse = np.unique(raw, return_inverse=True)
+    spelled: list[Any] = []
+    for value in found.tolist():
+        near = folded.get(value.casefold(), [])
+        spelled.append(near[0] if value not in classes and len(near) == 1 else value)
+    return np.asarray(spelled)[inverse] if spelled != found.tolist() else raw
+
+
+def _quoted(values: Iterable[str]) -> str:
+    return " and ".join(f"'{value}'" for value in values)
 
 
 def _numeric(raw: np.ndarray) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from lossearch.data.columns import Table, unique_names
 from lossearch.data.dataset import Dataset, ImageFiles
 from lossearch.data.inputs import (
     Images,
@@ -27,7 +28,8 @@ from lossearch.data.inputs import (
     item_input,
 )
 from lossearch.data.pixels import channels_first, dark_note, deep_note, image_notes, images_of
-from lossearch.data.tables import TableEncoder, clean_table
+from lossearch.data.reading import Reading, listed
+from lossearch.data.tables import TableEncoder
 from lossearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Loaded:
     kind: Kind
     digest: str
     table: TableEncoder | None = None
+    reading: Reading | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -80,21 +83,45 @@ def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
 
 
 def _tables(parts: Parts) -> Loaded:
-    cleaned = {key: clean_table(frame) for key, frame in _distinct(parts).items()}
-    frames = [cleaned[id(frame)].iloc[rows] for frame, rows in parts]
-    encoder = TableEncoder(frames[0])
+    first, test = parts[0][0], parts[-1][0]
+    table = Table(first)
+    called = {id(frame): f"the {name} part" for name, (frame, _) in zip(PARTS, parts, strict=True)}
+    called[id(first)] = "the table"
+    read = {key: table.read(frame, called[key]) for key, frame in _distinct(parts).items()}
+    frames = [read[id(frame)].iloc[rows] for frame, rows in parts]
+    encoder = TableEncoder(table, frames[0])
     sources: list[Source] = [Tensors(encoder.encode(frame)) for frame in frames]
     digest = hashlib.sha256()
-    for frame in cleaned.values():
-        for name in frame.columns:
+    for frame in read.values():
+        for name in encoder.columns:
             values = frame[name].to_numpy()
             if values.dtype == object:  # text; one byte that no text holds parts the cells
-                data = "\0".join("" if v is None else str(v) for v in values).encode()
+                data = "\0".join("nan" if pd.isna(v) else str(v) for v in values).encode()
             else:
                 data = values.tobytes()
             digest.update(f"{name} {len(values)}\n".encode() + data)
     shape = (len(encoder.feature_names),)
-    return Loaded(sources, shape, "table", digest.hexdigest(), encoder)
+    reading = encoder.reading(read[id(first)])
+    notes = (*reading.notes(), *_test_notes(encoder, frames[0], test, read[id(test)]))
+    return Loaded(sources, shape, "table", digest.hexdigest(), encoder, reading, notes)
+
+
+def _test_notes(
+    encoder: TableEncoder, training: pd.DataFrame, test: pd.DataFrame, read: pd.DataFrame
+) -> list[str]:
+    """How a test part differs from training, where it can be used all the same."""
+    notes: list[str] = []
+    strange = [name for name in unique_names(test.columns) if name not in encoder.table.names]
+    if strange:
+        notes.append(f"columns of the test part that training does not have: {listed(strange)}")
+    other = [
+        name
+        for name in encoder.columns
+        if name not in encoder.numeric and not bool(read[name].isin(training[name]).any())
+    ]
+    if other:
+        notes.append(f"none of the test part's values is in training: {listed(other)}")
+    return notes
 
 
 def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
@@ -140,7 +167,9 @@ def _check_array(array: np.ndarray | Tensor) -> tuple[Tensor, torch.dtype]:
                 f"the inputs are an array of {array.dtype}, not of numbers; put columns of text "
                 "into a data frame, which is encoded"
             )
-        array = np.ascontiguousarray(array)
+        long = np.issubdtype(array.dtype, np.longdouble)  # torch has neither it nor big-endian
+        native = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+        array = np.ascontiguousarray(array, dtype=native)
         values = torch.from_numpy(array if array.flags.writeable else array.copy())
     else:
         values = array.detach().cpu()

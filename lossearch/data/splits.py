@@ -117,7 +117,8 @@ def prepare_dataset(
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
-        notes=(*dataset.notes, *loaded.notes, *labels.notes),
+        notes=(*dataset.notes, *labels.notes, *loaded.notes),
+        reading=loaded.reading,
     )
     return Data(*splits, info=info, table=loaded.table)
 

@@ -9,79 +9,54 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lossearch.data.labels import as_numbers, tidy_text
-from lossearch.errors import DataError, did_you_mean
+from lossearch.data.columns import Column, Table
+from lossearch.data.reading import ColumnRead, Reading
+from lossearch.errors import DataError
 
 RARE = 10  # a category seen less often in training joins the others of its kind
 MOST = 100  # categories of one column, the rarest together
 
 
-def clean_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each column as float64 or as text, both with missing values.
-
-    Raises:
-        DataError: no column, an infinite number, or a column of neither numbers nor text.
-    """
-    columns: dict[str, pd.Series] = {}
-    for number, name in enumerate(map(str, frame.columns)):
-        columns[name] = _clean(name, frame.iloc[:, number])
-    if all(column.isna().all() for column in columns.values()):
-        raise DataError("the table has no feature column with a value in it")
-    return pd.DataFrame(columns)
-
-
-def _clean(name: str, column: pd.Series, *, text: bool | None = None) -> pd.Series:
-    """One column; as text or as numbers, or, where not said, as what it holds."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(object).map(str, na_action="ignore")
-        text = text is not False
-    elif pd.api.types.is_datetime64_any_dtype(column):
-        column = column.astype("int64").astype(float).where(column.notna(), np.nan)
-    if text or not pd.api.types.is_numeric_dtype(column):
-        column = tidy_text(column)
-        column = column if text else as_numbers(column)
-    column = column.reset_index(drop=True)
-    if pd.api.types.is_complex_dtype(column):
-        raise DataError(f"column '{name}' holds complex numbers; split it into two columns")
-    if pd.api.types.is_numeric_dtype(column):
-        column = column.astype("float64")
-        infinite = int(np.isinf(column.to_numpy()).sum())
-        if infinite:
-            raise DataError(
-                f"column '{name}' holds {infinite} infinite values; replace them, or leave them "
-                "empty to have them imputed"
-            )
-        return column
-    known = (str, int, float, np.generic)
-    odd = [value for value in column.dropna() if not isinstance(value, known)]
-    if odd:
-        raise DataError(
-            f"column '{name}' holds {type(odd[0]).__name__} objects; only numbers, text and "
-            "timestamps can be features. Convert it or drop it"
-        )
-    return column.map(str, na_action="ignore").astype(object)
-
-
 class TableEncoder:
     """A table's fitted preprocessing.
 
-    Numbers: the training median where missing, with an indicator column, then mean 0 and variance
-    1. Text: one column for each category, the rare ones together, all zero for an unseen one.
+    Numbers and dates: the training median where missing, with an indicator column, then mean 0
+    and variance 1. Text: one column for each category, the rare ones together, all zero for an
+    unseen one. A column that is the same in each training row carries nothing and is dropped.
 
     Args:
-        frame: The training rows, as :func:`clean_table` returns them.
+        table: How its columns are read.
+        rows: The training rows, as ``table.read`` returns them.
+
+    Attributes:
+        columns: The columns that are used.
+        dropped: Those that are not, and why.
+        numeric: Those of ``columns`` that are numbers or dates.
+        feature_names: Names of the features.
+
+    Raises:
+        DataError: no column carries anything.
     """
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, table: Table, rows: pd.DataFrame) -> None:
         # sklearn takes a second to import, and only tables need it
         from sklearn.compose import ColumnTransformer
         from sklearn.impute import SimpleImputer
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-        self.columns = list(frame.columns)
-        self.numeric = [c for c in self.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        text = [c for c in self.columns if c not in self.numeric]
+        self.table = table
+        why = {c.name: _carries_nothing(pd.Series(rows[c.name]), c) for c in table.columns}
+        self.dropped = {**table.index, **{name: reason for name, reason in why.items() if reason}}
+        used = [column for column in table.columns if not why[column.name]]
+        if not used:
+            reasons = "; ".join(f"'{name}': {why}" for name, why in [*self.dropped.items()][:5])
+            raise DataError(
+                f"the table has no feature column with anything in it ({reasons or 'no column'})"
+            )
+        self.columns = [column.name for column in used]
+        self.numeric = [column.name for column in used if column.kind != "category"]
+        text = [name for name in self.columns if name not in self.numeric]
         impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
         one_hot = OneHotEncoder(
             handle_unknown="ignore", min_frequency=RARE, max_categories=MOST, sparse_output=False
@@ -93,31 +68,62 @@ class TableEncoder:
             ],
             verbose_feature_names_out=False,
         )
-        self._transformer.fit(self._filled(frame))
+        self._transformer.fit(self._filled(rows))
         self.feature_names = tuple(map(str, self._transformer.get_feature_names_out()))
+        self._rare: dict[str, int] = {}
+        if text:
+            rare = self._transformer.named_transformers_["category"].infrequent_categories_
+            self._rare = {c: len(of) for c, of in zip(text, rare, strict=True) if of is not None}
 
-    def __call__(self, frame: pd.DataFrame) -> Tensor:
+    def __call__(self, frame: pd.DataFrame, table: str = "the table") -> Tensor:
         """Rows of a table with the same columns as float32 features ``(rows, features)``.
 
         Raises:
             DataError: a column is missing, or holds text where training held numbers.
         """
-        by_name = {str(name): number for number, name in enumerate(frame.columns)}
-        columns: dict[str, pd.Series] = {}
-        for name in self.columns:
-            if name not in by_name:
-                raise DataError(f"the table lacks column '{name}'{did_you_mean(name, by_name)}")
-            text = name not in self.numeric
-            columns[name] = _clean(name, frame.iloc[:, by_name[name]], text=text)
-            if not text and not pd.api.types.is_numeric_dtype(columns[name]):
-                raise DataError(f"column '{name}' holds text, and held numbers in training")
-        return self.encode(pd.DataFrame(columns))
+        return self.encode(self.table.read(frame, table))
 
-    def encode(self, frame: pd.DataFrame) -> Tensor:
-        """The same for rows that :func:`clean_table` returned."""
-        features = self._transformer.transform(self._filled(frame))
+    def encode(self, rows: pd.DataFrame) -> Tensor:
+        """The same for rows that ``table.read`` returned."""
+        features = self._transformer.transform(self._filled(rows))
         return torch.as_tensor(np.asarray(features, dtype=np.float32))
 
-    def _filled(self, frame: pd.DataFrame) -> pd.DataFrame:
-        text = {c: frame[c].fillna("missing") for c in self.columns if c not in self.numeric}
-        return frame.assign(**text)
+    def reading(self, read: pd.DataFrame) -> Reading:
+        """What was read: all rows, as ``table.read`` returned them."""
+        found = {column.name: column for column in self.table.columns}
+        return Reading(
+            len(read),
+            tuple(
+                self._read(found[name], pd.Series(read[name]))
+                if name in found
+                else ColumnRead(name, "number", 0, len(read), dropped=self.dropped[name])
+                for name in self.table.names
+            ),
+        )
+
+    def _read(self, column: Column, values: pd.Series) -> ColumnRead:
+        return ColumnRead(
+            column.name,
+            column.kind,
+            int(values.isna().sum()),
+            int(values.nunique()),
+            column.how,
+            self._rare.get(column.name, 0),
+            self.dropped.get(column.name, ""),
+        )
+
+    def _filled(self, rows: pd.DataFrame) -> pd.DataFrame:
+        text = {c: rows[c].fillna("missing") for c in self.columns if c not in self.numeric}
+        return rows[self.columns].assign(**text)
+
+
+def _carries_nothing(values: pd.Series, column: Column) -> str:
+    """Why a column of the training rows teaches nothing, if it does not."""
+    if values.isna().all():
+        return "empty in the training rows"
+    counts = values.value_counts(dropna=False)
+    if len(counts) == 1:
+        return "the same in each training row"
+    if column.kind == "category" and counts.iloc[0] < RARE:
+        return f"text that is nearly all different: no value is in {RARE} training rows"
+    return ""

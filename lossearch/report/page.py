@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from lossearch.report import charts, text
 from lossearch.report.charts import Dot, Line
+from lossearch.report.data import columns_of, data_lines
 from lossearch.trials.ledger import State, Trial
 
 Shapes = Mapping[str, Any]  # margin: [...], loss: {label: [...]}, gradient: {label: [...]}
@@ -98,6 +99,7 @@ def render(
         casualties=text.casualties(state),
         left_out=_by_reason(state.study.get("left_out") or []),
         facts=_facts(state),
+        read=_read(state.study.get("data") or {}),
         trained=sum(t.seconds for t in state.trials.values()) + fresh_seconds,
         span=max((t.ended for t in state.trials.values()), default=0.0)
         - state.study.get("time", 0.0),
@@ -322,10 +324,24 @@ def _by_reason(left_out: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
     return sorted(groups.items(), key=lambda item: -len(item[1]))
 
 
+def _read(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What was read of the data; nothing where the ledger is too old to say it."""
+    if not {"notes", "input_shape"} <= data.keys():
+        return None
+    return {
+        "lines": [text for word, text in data_lines(data) if word != "notes"],
+        "notes": data["notes"],
+        "columns": columns_of(data),
+    }
+
+
 def _facts(state: State) -> list[tuple[str, str]]:
     """What someone needs to run the study again, in rows."""
     study = state.study
-    rows = [(part, _inline(study.get(part))) for part in ("data", "model", "versions", "plugins")]
+    shown = dict(study)
+    if isinstance(study.get("data"), Mapping):  # what was read has a section of its own
+        shown["data"] = {k: v for k, v in study["data"].items() if k not in ("reading", "notes")}
+    rows = [(part, _inline(shown.get(part))) for part in ("data", "model", "versions", "plugins")]
     seeds = sorted({c.seed for c in state.confirmations})
     if seeds:
         rows.append(("seeds of the comparison", ", ".join(map(str, seeds))))

@@ -65,7 +65,7 @@ def test_dry_run_shows_space_reasons_and_cost_and_writes_nothing(
     said = cli("run", study({"space": space}), "--dry-run")
     assert said.code == 0, said.err
     out = " ".join(said.out.split())
-    assert "multiclass, 3 classes, 54 training, 18 validation and 18 test samples" in out
+    assert "54 training, 18 validation and 18 test samples; multiclass: 0 18, 1 18, 2 18" in out
     assert "terms.0.loss.focal.gamma" in out and "0 … 5" in out
     assert "training.lr" in out and "0.0001 … 0.03 (log)" in out
     assert "left out: loss binary_cross_entropy: serves" in out

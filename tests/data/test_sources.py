@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import gzip
 import struct
 import urllib.error
 from pathlib import Path
@@ -66,76 +65,6 @@ def test_bundled(
         assert info.class_names == ("malignant", "benign")
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_csv_separator_and_header_are_seen(tmp_path: Path, separator: str) -> None:
-    text = "age,job,income\n39, clerk ,low\n50,'boss',high\n?,clerk,low\n"
-    found = csv(path=written(tmp_path, text.replace(",", separator)))
-    assert list(frame_of(found).columns) == ["age", "job"]
-    assert frame_of(found)["age"].isna().tolist() == [False, False, True]
-    assert list(found.targets) == ["low", "high", "low"]
-
-
-@pytest.mark.parametrize(
-    ("text", "header"),
-    [
-        ("1,2,0\n3,4,1\n", False),
-        ("a,b,y\n1,2,0\n", True),
-        ("a,b,1\na,c,2\n", False),  # a number in the first line
-        ("kind,size,class\np,x,e\nq,x,e\np,y,p\n", True),  # all text, no first cell again
-        ("p,x,e\nq,x,e\np,y,p\n", False),  # all text, and seen again
-        ("'a','b','y'\n'1','2','0'\n", True),
-        ("\ufeffa,b\n1,2\n", True),
-    ],
-)
-def test_csv_header(tmp_path: Path, text: str, header: bool) -> None:
-    found = csv(path=written(tmp_path, text))
-    lines = text.strip().splitlines()
-    assert len(frame_of(found)) == len(lines) - header
-    names = [cell.strip("'\ufeff") for cell in lines[0].split(",")][:-1]
-    expected = names if header else [str(i) for i in range(len(names))]
-    assert list(frame_of(found).columns) == expected
-    assert len(frame_of(csv(path=written(tmp_path, text), header=False))) == len(lines)
-
-
-def test_csv_label_by_name_and_number(tmp_path: Path) -> None:
-    named = written(tmp_path, "a,b,c\n1,2,3\n4,5,6\n")
-    assert csv(path=named, label="a").targets.tolist() == [1, 4]
-    bare = written(tmp_path, "1,2,3\n4,5,6\n", "bare.csv")
-    assert csv(path=bare, label=1).targets.tolist() == [2, 5]
-    assert csv(path=bare, label="0").targets.tolist() == [1, 4]
-    assert csv(path=named, separator=r"\s*,\s*").targets.tolist() == [3, 6]
-
-
-def test_csv_compressed(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv.gz"
-    path.write_bytes(gzip.compress(b"a,y\n1,0\n2,1\n"))
-    assert csv(path=str(path)).targets.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "params", "message"),
-    [
-        ("", {}, "is empty"),
-        ("\n\n", {}, "is empty"),
-        ("a,b,label\n", {}, "holds no rows"),
-        ("a,b,label\n1,2,3\n", {"label": "lable"}, "no column 'lable'; did you mean 'label'"),
-        ("1,2\n3,4\n", {"label": 7}, "no column '7'.*no header.*0 to 1"),
-        ("a\n1\n2\n", {}, "has one column, 'a'"),
-        ("a,b\n1,2\n1,2,3,4\n", {}, "is not a table.*line 3"),
-    ],
-)
-def test_csv_refusals(tmp_path: Path, text: str, params: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        csv(path=written(tmp_path, text), **params)
-
-
-def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
-    path = tmp_path / "latin.csv"
-    path.write_bytes("größe,y\n1,2\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
-        csv(path=str(path))
-
-
 def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
     written(tmp_path, "a,b\n1,2\n", "train.csv")
     with pytest.raises(DataError, match=r"no 'trian.csv'; did you mean 'train.csv'"):
@@ -164,6 +93,21 @@ def test_parquet(tmp_path: Path, registry: Registry) -> None:
         parquet(path=path, label="kk")
     with pytest.raises(DataError, match="not a readable Parquet"):
         parquet(path=written(tmp_path, "no", "no.parquet"))
+
+
+def test_parquet_columns_of_all_sorts(tmp_path: Path, registry: Registry) -> None:
+    frame = pd.DataFrame({"x": range(30), "y": [0, 1, 1] * 10})
+    path = str(tmp_path / "t.parquet")
+    frame.assign(x=[[1.0, 2.0]] * 30).to_parquet(path)
+    with pytest.raises(DataError, match=r"column 'x' holds list objects.*a column of its own"):
+        load(registry, name="parquet", path=path)
+    frame.assign(y=[[0, 1]] * 30).to_parquet(path)
+    with pytest.raises(DataError, match="targets hold ndarray objects"):
+        load(registry, name="parquet", path=path)
+    days = pd.date_range("2024-01-01", periods=30)
+    frame.assign(x=[day.date() for day in days], z=days).to_parquet(path)
+    [first, second] = load(registry, name="parquet", path=path, label="y").info.reading.columns  # pyright: ignore
+    assert (first.kind, second.kind, first.values) == ("date", "date", 30)
 
 
 def test_npz(tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv as csv_module
-import itertools
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lossearch.components import dataset
+from lossearch.data.columns import Table, take_label
 from lossearch.data.dataset import Dataset
+from lossearch.data.sources.layout import layout_of, not_decoded
 from lossearch.data.sources.paths import existing
 from lossearch.errors import DataError, unknown
 
-UNKNOWN = ["?", " ?"]  # missing, beside what pandas takes for it
-SEPARATORS = ("\t", ";", "|", ",")
+UNKNOWN = ("?", " ?")  # missing, beside what pandas takes for it
+_NO_LABEL = (*UNKNOWN, "", " ", "nan", "NaN")  # what is missing in the label column
 
 
 @dataset()
@@ -26,85 +29,85 @@ def csv(
     label: str | int = "last",
     header: bool | None = None,
     separator: str | None = None,
+    missing: tuple[str | float, ...] = (),
+    encoding: str | None = None,
 ) -> Dataset:
     """A table in a CSV file.
 
+    Lines of title or comment before the table, and a column without a name or a value behind the
+    last separator, are left out with a note.
+
     Args:
-        path: The file; it may be compressed. Missing values are empty, ``?``, ``NA`` or ``NaN``.
+        path: The file; it may be compressed. Missing values are empty, ``?``, ``NA`` or ``NaN``,
+            and words such as ``n.a.`` among numbers; of the label only empty, ``?`` and ``NaN``.
         label: Name of the label column, ``last``, or, without a header, its number from 0.
         header: Whether the first line holds the names; seen from the file where left out.
         separator: Between the columns; seen from the file where left out.
+        missing: Further words, or numbers, that mean that a value is missing.
+        encoding: Of the file, such as ``cp1252`` or ``utf-16``; UTF-8 where left out, and UTF-16
+            where the file begins with its mark.
 
     Returns:
         A table. Two classes are a binary task, whose positive class is the larger of 0/1 and
         -1/1, else the rarer one.
 
     Raises:
-        DataError: no such file or column, an empty file, or lines of unequal length.
+        DataError: no such file or column, an empty file, lines of unequal length, or text in
+            another encoding.
     """
     file = existing(path, "csv")
+    found = layout_of(file, encoding, separator, header)
+
+    def read(**options: Any) -> pd.DataFrame:
+        given = {
+            "header": None,
+            "names": range(len(found.names)),
+            "skiprows": found.before,
+            "sep": found.separator,
+            "engine": "python" if len(found.separator) > 1 else "c",
+            "na_values": [*UNKNOWN, *missing],
+            "skipinitialspace": True,
+            "encoding": found.encoding,
+        }
+        if given["engine"] == "c":
+            given["low_memory"] = False  # in pieces, one column can come as text and as numbers
+        return pd.read_csv(file, **given | options)
+
     try:
-        start = pd.read_csv(
-            file, header=None, sep="\0", engine="python", nrows=100, quoting=3, dtype=str,
-            encoding="utf-8-sig", skip_blank_lines=True,
-        )[0].tolist()  # fmt: skip
-        separator = separator or _separator(start)
-        if header is None:
-            header = _has_header(start, separator)
-        table = pd.read_csv(
-            file,
-            header=0 if header else None,
-            sep=separator,
-            engine="python" if len(separator) > 1 else "c",
-            na_values=UNKNOWN,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-        )
+        table = read()
+        notes = [*found.notes, *_drop_void(table, found.names)]
+        names = [found.names[number] for number in table.columns]
+        place = _place(names, label, file, named=found.header)
+        number = table.columns[place]
+        floats = table.select_dtypes("float").columns
+        if len(floats) and Table(table.drop(columns=[number, *floats])).commas:
+            table[floats] = read(dtype=str)[floats]  # 1.234 may be a thousand
+        if bool(table[number].isna().any()):  # None may be a class
+            marks = [*_NO_LABEL, *missing]
+            whole = read(usecols=[number], na_values=marks, keep_default_na=False)
+            table[number] = whole[number]
     except pd.errors.EmptyDataError:
-        raise DataError(f"{file} is empty") from None
+        raise DataError(f"{file} holds no rows") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
+        raise not_decoded(file, found.encoding, error) from None
     except (pd.errors.ParserError, csv_module.Error) as error:
         raise DataError(
             f"{file} is not a table: {str(error).strip()}. Give 'separator' if it is not "
-            f"{separator!r}"
+            f"{found.separator!r}"
         ) from None
-    table.columns = [str(name).strip().strip("'\"") for name in table.columns]
-    return _labelled(table, label, file, named=bool(header))
+    table.columns = names
+    return _labelled(table, names[place], file, notes)
 
 
-def _separator(lines: list[str]) -> str:
-    """The first separator that cuts all these lines into one number of columns above 1."""
-    for separator in SEPARATORS:
-        widths = {len(cells) for cells in _cells(lines, separator)}
-        if len(widths) == 1 and widths.pop() > 1:
-            return separator
-    return ","
-
-
-def _cells(lines: list[str], separator: str) -> list[list[str]]:
-    if len(separator) > 1:  # a regular expression, as pandas reads it
-        return [line.split() for line in lines]
-    return list(csv_module.reader(lines, delimiter=separator, skipinitialspace=True))
-
-
-def _has_header(lines: list[str], separator: str) -> bool:
-    """No number in the first line, and a column of numbers below, or no first cell seen again."""
-    first, *rest = _cells(lines, separator)
-    if any(_is_number(cell) or not cell.strip() for cell in first):
-        return False
-    columns = [set(column) for column in itertools.zip_longest(*rest, fillvalue="")]
-    if any(column and all(_is_number(c) for c in column - {"", "?"}) for column in columns):
-        return True
-    return not any(cell in column for cell, column in zip(first, columns, strict=False))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.strip().strip("'\""))
-    except ValueError:
-        return False
-    return True
+def _drop_void(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Leave out what stands behind a separator at the end of each line, and say so."""
+    void = 0
+    while table.shape[1] > 1 and table.iloc[:, -1].isna().all() and (
+        names[table.shape[1] - 1] in (f"Unnamed: {table.shape[1] - 1}", str(table.shape[1] - 1))
+    ):  # fmt: skip
+        table.drop(columns=table.columns[-1], inplace=True)
+        void += 1
+    return ["an empty column behind the last separator of each line was left out"] * bool(void)
 
 
 @dataset()
@@ -126,29 +129,40 @@ def parquet(*, path: str = "", label: str | int = "last") -> Dataset:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among them
         raise DataError(f"{file} is not a readable Parquet file: {error}") from None
-    table.columns = [str(name) for name in table.columns]
-    return _labelled(table, label, file, named=True)
+    names = list(map(str, table.columns))
+    table.columns = names
+    return _labelled(table, names[_place(names, label, file, named=True)], file)
 
 
-def _labelled(table: pd.DataFrame, label: str | int, file: Path, *, named: bool) -> Dataset:
+def _place(names: list[str], label: str | int, file: Path, *, named: bool) -> int:
+    """Which of the columns is the label.
+
+    Raises:
+        DataError: there is no such column, or no other.
+    """
+    if len(names) < 2:
+        raise DataError(
+            f"{file} has one column, '{names[0]}'; a label and at least one feature are wanted. "
+            "Is it another 'separator'?"
+        )
+    if label == "last" and "last" not in names:
+        return len(names) - 1
+    if str(label) in names:
+        return names.index(str(label))
+    if not named:
+        raise DataError(
+            f"{file}: there is no column '{label}'. The file has no header: the label is 'last' "
+            f"or a number from 0 to {len(names) - 1}"
+        )
+    raise DataError(f"{file}: {unknown('column', str(label), names)}")
+
+
+def _labelled(table: pd.DataFrame, label: str, file: Path, notes: Iterable[str] = ()) -> Dataset:
     """The table without its label column, and that column."""
     if table.empty:
         raise DataError(f"{file} holds no rows")
-    if table.shape[1] < 2:
-        raise DataError(
-            f"{file} has one column, '{table.columns[0]}'; a label and at least one feature are "
-            "wanted. Is it another 'separator'?"
-        )
-    columns = list(table.columns)
-    name = columns[-1] if label == "last" and "last" not in columns else str(label)
-    if name not in columns:
-        if not named:
-            raise DataError(
-                f"{file}: there is no column '{name}'. The file has no header: the label is "
-                f"'last' or a number from 0 to {len(columns) - 1}"
-            )
-        raise DataError(f"{file}: {unknown('column', name, columns)}")
-    return Dataset(table.drop(columns=name), table[name])
+    features, targets, more = take_label(table, label)
+    return Dataset(features, targets, notes=(*notes, *more))
 
 
 @dataset()
