@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lossearch.errors import BusyError, StudyError
 from lossearch.trials.ledger import Ledger
+
+_TRIES = 10
 
 
 class Folder:
@@ -143,18 +146,11 @@ def _claim(folder: Folder) -> _Claim | None:
     if folder.holds_study:
         return None
     made = [p for p in (folder.path, *folder.path.parents) if not os.path.exists(p)]
-    while True:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            ledger = Ledger(folder.ledger)
-            break
-        except OSError as error:
-            _remove(made)
-            raise _unwritable(folder, error) from None
-        except StudyError:
-            if folder.path.is_dir():
-                raise
-            # who held it has taken it away, since its study could not begin
+    try:
+        ledger = _locked(folder)
+    except OSError as error:
+        _remove(made)
+        raise _unwritable(folder, error) from None
     if folder.holds_study:  # of another process, which has begun and ended meanwhile
         ledger.close()
         return None
@@ -170,6 +166,19 @@ def _claim(folder: Folder) -> _Claim | None:
     return folder, ledger, made
 
 
+def _locked(folder: Folder) -> Ledger:
+    for _ in range(_TRIES):
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            return Ledger(folder.ledger)
+        except BusyError:
+            raise
+        except (OSError, StudyError):  # who held it may just be taking it away
+            time.sleep(0.002)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return Ledger(folder.ledger)
+
+
 def _unwritable(folder: Folder, error: OSError) -> StudyError:
     return StudyError(
         f"the output folder {folder.path} cannot be written to: {error.strerror}. Choose another "
@@ -179,9 +188,9 @@ def _unwritable(folder: Folder, error: OSError) -> StudyError:
 
 def _take_away(folder: Folder, made: list[Path]) -> None:
     """Leave nothing of a study that has not begun; its lock is still held."""
-    folder.ledger.unlink(missing_ok=True)
     if folder.path in made:
         folder.study.unlink(missing_ok=True)
+    folder.ledger.unlink(missing_ok=True)  # from here on others may take the folder
     _remove(made)
 
 
