@@ -49,6 +49,8 @@ class Component:
         paper: Its source.
         returns: What a loss or a miner returns; a callable decides by the parameters.
         auxiliary: A loss that only accompanies another.
+        soft_targets: Whether a loss also takes probabilities of the classes as targets; a callable
+            decides by the parameters.
         maximize: Whether more of a metric is better.
         gives: The fields that a provider makes.
         vmappable: Whether ``torch.func.vmap`` may run it over members and hyperparameters.
@@ -65,6 +67,7 @@ class Component:
     paper: Paper | None = None
     returns: Returns | Callable[[BaseModel], Returns] | None = None
     auxiliary: bool = False
+    soft_targets: bool | Callable[[BaseModel], bool] = False
     maximize: bool = True
     gives: tuple[str, ...] = ()
     vmappable: bool = False
@@ -157,6 +160,17 @@ class Component:
     def returns_at(self, params: BaseModel) -> Returns | None:
         """What it returns at these parameters."""
         return self.returns(params) if callable(self.returns) else self.returns
+
+    def soft_at(self, params: BaseModel) -> bool:
+        """Whether it can do with probabilities of the classes in place of labels.
+
+        It takes them as targets, or reads no targets; or it reads ``bag``, whose responses are
+        such.
+        """
+        reads = self.reads(params) | set(self.optional_fields)
+        if "targets" not in reads or "bag" in reads:
+            return True
+        return self.soft_targets(params) if callable(self.soft_targets) else self.soft_targets
 
     def build(
         self, *, task: str | None = None, facts: Mapping[str, Any] = {}, **params: Any

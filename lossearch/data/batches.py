@@ -34,6 +34,8 @@ class DataInfo:
         fingerprint: A sha256 over inputs, labels, splits and noise, the same in every process.
         noise_rate: The share of training labels that the noise did change.
         notes: What a person should know of the reading, a sentence each.
+        soft_targets: Whether training targets are probabilities of the classes (soft labels, or
+            proportions of bags): float, multiclass ``[B, C]``, binary ``[B]`` in [0, 1].
     """
 
     task: str
@@ -49,6 +51,7 @@ class DataInfo:
     fingerprint: str
     noise_rate: float = 0.0
     notes: tuple[str, ...] = ()
+    soft_targets: bool = False
 
 
 class Split:

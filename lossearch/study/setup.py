@@ -17,7 +17,7 @@ from lossearch.components import Component
 from lossearch.data import Data, Dataset, prepare, prepare_dataset
 from lossearch.documents import parse, read_yaml
 from lossearch.errors import InfeasibleError, StudyError, unknown
-from lossearch.feasibility import FIXED_EMBEDDINGS
+from lossearch.feasibility import FIXED_EMBEDDINGS, SOFT_TARGETS
 from lossearch.features import HEAD, cached
 from lossearch.models import Network, build_network, thawed
 from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
@@ -135,6 +135,7 @@ class Setup:
             train_size=info.train_size,
             total_steps=math.ceil(info.train_size / training.batch_size) * training.epochs,
             seed=self.config.seed,
+            soft=info.soft_targets,
         )
 
     @property
@@ -272,6 +273,8 @@ def set_up(
     available -= {f for p in providers for f in p.gives if f not in provided[p.name]}
     if network.frozen:
         available |= {FIXED_EMBEDDINGS}
+    if data.info.soft_targets:
+        available |= {SOFT_TARGETS}
     where = {"registry": registry, "task": task, "available": available}
     setup = Setup(
         config=config,
