@@ -26,6 +26,7 @@ from lossearch.space import Space
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
 from lossearch.training import Job, Recipe
+from lossearch.training.evaluate import refuse_valueless
 from lossearch.training.plan import Plan
 from lossearch.training.providers import available_fields, try_providers
 from lossearch.training.scale import Scale
@@ -257,8 +258,13 @@ def set_up(
                 f"metric {metric.name} serves {' and '.join(metric.tasks)}; the data is {task}. "
                 f"Metrics for it: {', '.join(fitting)}"
             )
-    for spec, metric in zip(config.all_metrics(), metrics, strict=True):
-        metric.complete(spec.params, task=task)
+    refuse_valueless(
+        data,
+        {
+            metric.name: metric.build(task=task, **spec.params)
+            for spec, metric in zip(config.all_metrics(), metrics, strict=True)
+        },
+    )
     model = module if module is not None else config.model
     with torch.random.fork_rng(devices=[]):  # one seed gives one backbone, pretrained or not
         torch.manual_seed(config.seed)
