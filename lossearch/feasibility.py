@@ -39,12 +39,12 @@ def component_problem(
         reads = component.reads(params)
         if "embeddings" in reads and not learns & reads:
             return "acts on the embeddings alone, and those of a frozen backbone never change"
-    if component.kind == "loss" and SOFT_TARGETS in available:
-        if not component.soft_at(params or component.complete({}, task=task)):
-            return (
-                "takes one class a sample, and the training targets are probabilities of the "
-                "classes (soft labels)"
-            )
+    soft = component.kind == "loss" and SOFT_TARGETS in available
+    if soft and not component.soft_at(params):
+        return (
+            "takes one class a sample, and the training targets are probabilities of the classes "
+            "(soft labels)"
+        )
     return None
 
 

@@ -76,7 +76,7 @@ class Term(nn.Module):
         return torch.where(keep, values, 0.0).sum() / keep.sum().clamp(min=1)
 
     def _by_class(self, batch: Batch) -> Batch:
-        """The batch, with the likeliest class in place of soft targets: what acts goes by class."""
+        """The batch with the likeliest class in place of soft targets, for what acts."""
         targets = batch.get("targets")
         if not isinstance(targets, Tensor):
             return batch

@@ -144,8 +144,10 @@ def test_only_some_take_soft_targets(registry: Registry) -> None:
 def test_a_reweighting_goes_by_the_likeliest_class(registry: Registry) -> None:
     term = {"loss": "cross_entropy", "reweighting": "class_balanced"}
     found = build(registry, term)(logits=LOGITS, targets=SHARES)
-    weights = current().get("class_balanced").build(task="multiclass")(
-        {"targets": CLASSES, "class_counts": torch.tensor(COUNTS)}
+    weights = (
+        current()
+        .get("class_balanced")
+        .build(task="multiclass")({"targets": CLASSES, "class_counts": torch.tensor(COUNTS)})
     )
     soft = -(SHARES * LOGITS.log_softmax(1)).sum(1)
     assert float(found) == pytest.approx(float((weights * soft).mean()), rel=1e-6)

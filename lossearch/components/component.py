@@ -161,8 +161,8 @@ class Component:
         """What it returns at these parameters."""
         return self.returns(params) if callable(self.returns) else self.returns
 
-    def soft_at(self, params: BaseModel) -> bool:
-        """Whether it can do with probabilities of the classes in place of labels.
+    def soft_at(self, params: BaseModel | None = None) -> bool:
+        """Whether it can do with probabilities of the classes, at these parameters or at some.
 
         It takes them as targets, or reads no targets; or it reads ``bag``, whose responses are
         such.
@@ -170,7 +170,9 @@ class Component:
         reads = self.reads(params) | set(self.optional_fields)
         if "targets" not in reads or "bag" in reads:
             return True
-        return self.soft_targets(params) if callable(self.soft_targets) else self.soft_targets
+        if callable(self.soft_targets):
+            return params is None or self.soft_targets(params)
+        return self.soft_targets
 
     def build(
         self, *, task: str | None = None, facts: Mapping[str, Any] = {}, **params: Any

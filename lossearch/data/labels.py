@@ -13,7 +13,6 @@ from torch import Tensor
 from lossearch.components import TASKS
 from lossearch.errors import DataError, unknown
 
-
 IGNORE = -100
 
 

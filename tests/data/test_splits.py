@@ -310,5 +310,5 @@ def test_soft_labels_in_training_and_classes_elsewhere() -> None:
         assert torch.equal(batch["targets"], rows[batch["inputs"][:, 0].long()].argmax(1))
     counts = data.train.targets.argmax(1).bincount().tolist()
     assert list(data.info.class_counts) == counts
-    with pytest.raises(DataError, match="targets are probabilities. Leave out 'noise'"):
+    with pytest.raises(DataError, match=r"targets are probabilities\. Leave out 'noise'"):
         prepare_dataset(as_dataset(inputs, shares), {"noise": {"rate": 0.1}})
