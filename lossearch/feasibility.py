@@ -17,6 +17,8 @@ from lossearch.spec import ObjectiveSpec
 INTERNAL = frozenset({"losses", "gradients", "selection"})
 # Stands among the fields where the embeddings are a frozen backbone's, which nothing changes.
 FIXED_EMBEDDINGS = "embeddings, fixed"
+# Stands among them where training targets are probabilities of the classes.
+SOFT_TARGETS = "targets, soft"
 
 
 def component_problem(
@@ -37,6 +39,12 @@ def component_problem(
         reads = component.reads(params)
         if "embeddings" in reads and not learns & reads:
             return "acts on the embeddings alone, and those of a frozen backbone never change"
+    soft = component.kind == "loss" and SOFT_TARGETS in available
+    if soft and not component.soft_at(params):
+        return (
+            "takes one class a sample, and the training targets are probabilities of the classes "
+            "(soft labels)"
+        )
     return None
 
 
@@ -48,6 +56,11 @@ def acting_problem(
         return (
             f"{loss.name} exists only for the whole batch, so the {place} {acting.name} cannot "
             "reach its samples"
+        )
+    if loss.returns_at(params) == "per_pair" and acting.returns != "selection":
+        return (
+            f"{loss.name} returns a value for each pair, and the {place} {acting.name} is for "
+            "one a sample; take a miner of pairs, or leave it out"
         )
     takes_pairs = "selection" in loss.reads(params) | set(loss.optional_fields)
     if acting.returns == "selection" and not takes_pairs:

@@ -252,7 +252,7 @@ def test_facts_reach_the_components() -> None:
         (
             {"loss": "toy_batch", "reweighting": "toy_by_loss"},
             SpecError,
-            "toy_batch exists only for the whole batch: toy_by_loss cannot reach its samples",
+            "whole batch, so the reweighting toy_by_loss cannot reach its samples",
         ),
         (
             {"loss": {"name": "toy_either", "whole": True}, "miner": "toy_below"},

@@ -51,6 +51,8 @@ class Component:
         paper: Its source.
         returns: What a loss or a miner returns; a callable decides by the parameters.
         auxiliary: A loss that only accompanies another.
+        soft_targets: Whether a loss also takes probabilities of the classes as targets; a callable
+            decides by the parameters.
         maximize: Whether more of a metric is better.
         gives: The fields that a provider makes.
         vmappable: Whether ``torch.func.vmap`` may run it over members and hyperparameters.
@@ -67,6 +69,7 @@ class Component:
     paper: Paper | None = None
     returns: Returns | Callable[[BaseModel], Returns] | None = None
     auxiliary: bool = False
+    soft_targets: bool | Callable[[BaseModel], bool] = False
     maximize: bool = True
     gives: tuple[str, ...] = ()
     vmappable: bool = False
@@ -159,6 +162,19 @@ class Component:
     def returns_at(self, params: BaseModel) -> Returns | None:
         """What it returns at these parameters."""
         return self.returns(params) if callable(self.returns) else self.returns
+
+    def soft_at(self, params: BaseModel | None = None) -> bool:
+        """Whether it can do with probabilities of the classes, at these parameters or at some.
+
+        It takes them as targets, or reads no targets; or it reads ``bag``, whose responses are
+        such.
+        """
+        reads = self.reads(params) | set(self.optional_fields)
+        if "targets" not in reads or "bag" in reads:
+            return True
+        if callable(self.soft_targets):
+            return params is None or self.soft_targets(params)
+        return self.soft_targets
 
     def build(
         self, *, task: str | None = None, facts: Mapping[str, Any] = {}, **params: Any

@@ -26,6 +26,7 @@ def loss(
     name: str | None = None,
     returns: Returns | Callable[[BaseModel], Returns] = "per_sample",
     auxiliary: bool = False,
+    soft_targets: bool | Callable[[BaseModel], bool] = False,
     paper: Paper | None = None,
     vmap: bool | str | None = None,
     reads: Reads | None = None,
@@ -40,6 +41,9 @@ def loss(
         returns: ``per_sample`` [B], ``per_anchor``, ``per_pair``, or ``batch`` (a scalar that no
             sample weight can reach); a callable decides by the parameters.
         auxiliary: It only accompanies another loss.
+        soft_targets: It also takes the classes' probabilities as targets: float ``[B, C]`` of sum
+            1 (multiclass), ``[B]`` in [0, 1] (binary); at one-hot rows its value is that at the
+            class. A callable decides by the parameters.
         paper: Its source.
         vmap: Whether ``torch.func.vmap`` may run it; functions by default, classes not. Text says
             no, and why.
@@ -49,7 +53,8 @@ def loss(
     """
     return _declare(
         "loss", task, name, vmap,
-        returns=returns, auxiliary=auxiliary, paper=paper, reads_by=reads, cost=cost, skips=skips,
+        returns=returns, auxiliary=auxiliary, soft_targets=soft_targets, paper=paper,
+        reads_by=reads, cost=cost, skips=skips,
     )  # fmt: skip
 
 

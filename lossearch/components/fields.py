@@ -17,7 +17,8 @@ FIELDS: Final[dict[str, tuple[str, str]]] = {
         "raw scores, before softmax or sigmoid",
     ),
     "targets": (
-        "multiclass int64 [B]; binary, multilabel float [B] or [B, C]; regression [B] or [B, D]",
+        "multiclass int64 [B]; binary, multilabel float [B] or [B, C]; regression [B] or [B, D]; "
+        "soft labels float [B, C]",
         "the labels; -1 marks an unknown binary or multilabel one",
     ),
     "embeddings": ("[B, E]", "the vector before the head, not normalised"),

@@ -36,6 +36,8 @@ class DataInfo:
         noise_rate: The share of training labels that the noise did change.
         notes: What a person should know of the reading, a sentence each.
         reading: What was read of a table, column by column.
+        soft_targets: Whether training targets are probabilities of the classes (soft labels, or
+            proportions of bags): float, multiclass ``[B, C]``, binary ``[B]`` in [0, 1].
     """
 
     task: str
@@ -52,6 +54,7 @@ class DataInfo:
     noise_rate: float = 0.0
     notes: tuple[str, ...] = ()
     reading: Reading | None = None
+    soft_targets: bool = False
 
 
 class Split:

@@ -33,6 +33,11 @@ def add_noise(
     random = np.random.default_rng(np.random.SeedSequence(seeds))
     if labels.task == "regression":
         raise DataError("label noise is for classes; task regression has none. Leave out 'noise'")
+    if labels.soft:
+        raise DataError(
+            "label noise is for labels that name one class, and the targets are probabilities. "
+            "Leave out 'noise'"
+        )
     if labels.task == "multilabel":
         if noise.kind == "asymmetric":
             raise DataError("multilabel targets can only have noise of kind: symmetric")
@@ -115,7 +120,7 @@ def into_bags(
     bag = torch.empty_like(dealt)
     bag[dealt] = torch.arange(len(targets)) // bags.size
     values = targets
-    if labels.task == "multiclass":
+    if labels.task == "multiclass" and not labels.soft:
         values = F.one_hot(targets, len(labels.class_names))
     values = values.to(torch.float64).view(len(targets), -1)
     known = (values >= 0) | (labels.task == "regression")

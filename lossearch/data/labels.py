@@ -18,6 +18,8 @@ from lossearch.errors import DataError, unknown
 # What people write for "none", and also call a class.
 _NONE = frozenset(("none", "na", "n/a", "n.a.", "n.a", "#n/a", "<na>", "null", "nil"))
 
+IGNORE = -100
+
 
 def tidy_text(values: pd.Series) -> pd.Series:
     """Text without blanks and quotes around it; None where it is missing."""
@@ -97,6 +99,8 @@ class Labels:
         class_names: Their names. For binary ones the second is the positive class.
         width: How many labels a multilabel or a regression sample has.
         notes: What was guessed or changed in reading them, a sentence each.
+        soft: Whether they are probabilities of the classes. A sample's class, where one is
+            wanted, is then its likeliest.
     """
 
     task: str
@@ -104,9 +108,12 @@ class Labels:
     class_names: tuple[str, ...]
     width: int = 1
     notes: tuple[str, ...] = ()
+    soft: bool = False
 
     def encode(self, raw: np.ndarray) -> Tensor:
         """Multiclass int64 ``(N,)``; all others float32, ``(N,)`` or ``(N, labels)``.
+
+        Soft ones are float32: multiclass ``(N, classes)``, binary ``(N,)``.
 
         Raises:
             DataError: a label that the classes do not hold.
@@ -115,6 +122,19 @@ class Labels:
             width = raw.shape[1] if raw.ndim == 2 else 1
             if width != self.width or not _numeric(raw):
                 raise DataError(f"{self.width} numeric labels a sample are wanted, not {width}")
+            return torch.as_tensor(raw.astype(np.float32))
+        if raw.ndim == 2:
+            if raw.shape[1] != len(self.values) or _rows_of(raw) is None:
+                raise DataError(
+                    f"targets have the shape {raw.shape}; a label a sample is wanted, or a row of "
+                    f"{len(self.values)} probabilities of the classes, which sum to 1"
+                )
+            if not self.soft:
+                raw = np.asarray(self.values)[raw.argmax(1)]
+            else:
+                shares = torch.as_tensor(raw / raw.sum(1, keepdims=True)).float()
+                return shares[:, 1] if self.task == "binary" else shares
+        elif self.soft and self.task == "binary" and _within(raw):
             return torch.as_tensor(raw.astype(np.float32))
         raw = _spelled(raw, self.values)
         codes = pd.Index(self.values).get_indexer(pd.Index(raw))
@@ -129,16 +149,25 @@ class Labels:
 
     def classes(self, encoded: Tensor) -> np.ndarray:
         """The class of each sample; one class for all where the task has none."""
-        if self.values:
-            return encoded.long().numpy()
-        return np.zeros(len(encoded), dtype=np.int64)
+        if not self.values:
+            return np.zeros(len(encoded), dtype=np.int64)
+        if encoded.ndim == 2:
+            return encoded.argmax(1).numpy()
+        return ((encoded > 0.5) if self.soft and self.task == "binary" else encoded).long().numpy()
+
+    def hard(self, encoded: Tensor) -> Tensor:
+        """Soft labels as those of the likeliest class; others as they are."""
+        if not self.soft:
+            return encoded
+        classes = torch.as_tensor(self.classes(encoded))
+        return classes.float() if self.task == "binary" else classes
 
     def counts(self, encoded: Tensor) -> tuple[int, ...]:
         """Samples of each class; for multilabel ones the positives of each label."""
         if self.task == "multilabel":
             return tuple((encoded == 1).sum(dim=0).tolist())
         if self.values:
-            return tuple(encoded.long().bincount(minlength=len(self.values)).tolist())
+            return tuple(np.bincount(self.classes(encoded), minlength=len(self.values)).tolist())
         return ()
 
 
@@ -147,7 +176,9 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
 
     Whole numbers and text are classes, other numbers a regression target, rows of 0 and 1 are
     multilabel. Two classes are a binary task. Its positive class is the larger of 0/1 or -1/1,
-    the second of ``class_names``, and else the rarer one.
+    the second of ``class_names``, and else the rarer one. Rows that sum to 1 are the classes'
+    probabilities, of one label a sample where each is one 1 and else 0; so are numbers between 0
+    and 1 where the task is binary.
 
     Raises:
         DataError: the task does not fit the labels, or all labels are equal.
@@ -168,7 +199,15 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
         if not _numeric(raw):
             raise DataError(f"task regression needs numbers, and the label '{raw[0]}' is text")
         _refuse_equal(raw)
-        return Labels("regression", (), ())
+        hint = ()
+        if task is None and _within(raw):
+            hint = (
+                "the targets lie between 0 and 1 and are read as a regression; where they are "
+                "the probability of a class, say task: binary",
+            )
+        return Labels("regression", (), (), notes=hint)
+    if not whole and task == "binary" and _within(raw):
+        return _shares(np.stack([1 - raw, raw], 1), task, class_names)
     if not whole:
         raise DataError(
             f"task {task} needs whole numbers or text as labels, and there is "
@@ -191,10 +230,12 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
 
 def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:
     marks = _numeric(raw) and bool(np.isin(raw, (-1, 0, 1)).all())
+    if task in (None, "multiclass", "binary") and _rows_of(raw) is not None:
+        return _shares(raw, task, names)
     if task in ("multiclass", "binary"):
         raise DataError(
-            f"task {task} needs one label a sample, and targets have the shape {raw.shape}; for "
-            "one-hot rows pass targets.argmax(1)"
+            f"task {task} needs one label a sample, and targets have the shape {raw.shape}; rows "
+            "of probabilities lie in [0, 1] and sum to 1, and these do not"
         )
     if task == "multilabel" and not marks:
         raise DataError("multilabel targets are 0 and 1, with -1 for unknown; there are others")
@@ -209,6 +250,56 @@ def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Label
     if len(constant) == width:
         raise DataError("each label is the same for all samples, so there is nothing to learn")
     return Labels("multilabel", (), names or tuple(str(c) for c in range(width)), width)
+
+
+def _shares(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:
+    """Labels of one-hot rows, or of rows of probabilities."""
+    width = raw.shape[1]
+    found = "binary" if width == 2 else "multiclass"
+    if task == "binary" and found != "binary":
+        raise DataError(f"task binary needs two classes, and there are rows of {width}")
+    if names and len(names) != width:
+        raise DataError(f"there are {len(names)} class names for {width} classes")
+    _refuse_equal(raw)
+    soft = _rows_of(raw) == "soft"
+    task = task or found
+    if soft:
+        note = (
+            f"the targets are probabilities of {width} classes: training takes them as they are "
+            "where a loss can; class counts, validation and test take the likeliest class"
+        )
+    else:
+        note = (
+            f"one-hot rows: read as one label a sample of {width} classes, task {task}; where "
+            "several labels may be true at once, say task: multilabel"
+        )
+    names = names or tuple(str(c) for c in range(width))
+    return Labels(task, tuple(range(width)), names, notes=(note,), soft=soft)
+
+
+def _rows_of(raw: np.ndarray) -> str | None:
+    """Whether rows are ``one_hot``, or ``soft`` (probabilities that sum to 1); else ``None``."""
+    if raw.ndim != 2 or raw.shape[1] < 2 or not _numeric(raw) or not _within(raw):
+        return None
+    if np.abs(raw.sum(1, dtype=np.float64) - 1).max() > 1e-3:
+        return None
+    return "one_hot" if bool(((raw == 0) | (raw == 1)).all()) else "soft"
+
+
+def _within(raw: np.ndarray) -> bool:
+    return _numeric(raw) and bool(((raw >= 0) & (raw <= 1)).all())
+
+
+def marked(raw: np.ndarray, task: str | None) -> np.ndarray:
+    """Which samples' one label is -100, torch's mark for "ignore"; none where it is a quantity."""
+    none = np.zeros(len(raw), dtype=bool)
+    if raw.ndim != 1 or task == "regression":
+        return none
+    if not _numeric(raw):
+        return raw == str(IGNORE)
+    if task is None and np.issubdtype(raw.dtype, np.floating) and (raw != np.round(raw)).any():
+        return none
+    return raw == IGNORE
 
 
 def _class_values(
@@ -314,5 +405,5 @@ def _name(value: Any) -> str:
 
 
 def _refuse_equal(raw: np.ndarray) -> None:
-    if (raw == raw[0]).all():
+    if len(raw) and (raw == raw[0]).all():
         raise DataError(f"all {len(raw)} targets are {raw[0]}, so there is nothing to learn")

@@ -16,7 +16,7 @@ from lossearch.data.batches import Data, DataInfo, Split
 from lossearch.data.config import DataConfig
 from lossearch.data.corrupt import add_noise, into_bags, long_tail
 from lossearch.data.dataset import Dataset, as_dataset
-from lossearch.data.labels import Labels, read_labels, tidy
+from lossearch.data.labels import IGNORE, Labels, marked, read_labels, tidy
 from lossearch.data.parts import PARTS, Part, load_parts
 from lossearch.errors import DataError, ParameterError, did_you_mean
 from lossearch.registry import Registry
@@ -69,13 +69,18 @@ def prepare_dataset(
         config = cast(DataConfig, validate("data", DataConfig, given))
         _refuse_unknown(config, (), "a dataset at hand")
     raw = _targets(dataset.inputs, dataset.targets, "")
-    labels = read_labels(raw, config.task or dataset.task, dataset.class_names)
+    task = config.task or dataset.task
+    raw, kept, notes = _leave_out(raw, task, "")
+    labels = read_labels(raw, task, dataset.class_names)
     whole = labels.encode(raw)
     brought: dict[Part, Any] = {"validation": dataset.validation, "test": dataset.test}
     own: dict[Part, tuple[Any, Any]] = {p: pair for p, pair in brought.items() if pair is not None}
-    fixed: dict[Part, Tensor] = {
-        part: labels.encode(_targets(*pair, f"{part} ")) for part, pair in own.items()
-    }
+    fixed: dict[Part, Tensor] = {}
+    kept_of: dict[Part, np.ndarray] = {}  # which rows of a part have a label
+    for part, pair in own.items():
+        raw, kept_of[part], more = _leave_out(_targets(*pair, f"{part} "), labels.task, f"{part} ")
+        notes += more
+        fixed[part] = labels.encode(raw)
     rows = deal_out(labels.classes(whole), labels, config, fixed)
     if config.imbalance is not None:
         if not labels.values:
@@ -84,6 +89,7 @@ def prepare_dataset(
         classes = labels.classes(whole[train])
         rows["train"] = train[long_tail(classes, config.imbalance, config.split.seed)]
     targets: dict[Part, Tensor] = {part: fixed.get(part, whole)[rows[part]] for part in PARTS}
+    targets |= {part: labels.hard(targets[part]) for part in PARTS[1:]}  # what metrics judge by
     noise_rate = 0.0
     if config.noise is not None:
         own_seed = seed if config.noise.seed is None else config.noise.seed
@@ -98,6 +104,8 @@ def prepare_dataset(
         targets["train"], bag = into_bags(targets["train"], labels, config.bags, own_seed)
         if config.bags.label == "majority":
             counts = labels.counts(targets["train"])
+    soft = labels.soft if bag is None else _between(labels, targets["train"])
+    rows = {part: kept_of.get(part, kept)[rows[part]] for part in PARTS}
     inputs = {part: own[part][0] if part in own else dataset.inputs for part in PARTS}
     loaded = load_parts(dataset, [(inputs[part], rows[part]) for part in PARTS])
     splits = [
@@ -117,8 +125,9 @@ def prepare_dataset(
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
-        notes=(*dataset.notes, *labels.notes, *loaded.notes),
+        notes=(*dataset.notes, *notes, *labels.notes, *loaded.notes),
         reading=loaded.reading,
+        soft_targets=soft,
     )
     return Data(*splits, info=info, table=loaded.table)
 
@@ -244,6 +253,30 @@ def _targets(inputs: Any, targets: Any, which: str) -> np.ndarray:
     if len(raw) == 0:
         raise DataError(f"the {which}dataset has no samples")
     return raw
+
+
+def _leave_out(
+    raw: np.ndarray, task: str | None, which: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Labels without those marked to be ignored, where they stand, and what is said of it."""
+    ignored = marked(raw, task)
+    rows = np.flatnonzero(~ignored)
+    count = int(ignored.sum())
+    if not count:
+        return raw, rows, ()
+    if not len(rows):
+        raise DataError(f"all {count} {which}labels are {IGNORE}, the mark for 'ignore'")
+    have = "1 sample is" if count == 1 else f"{count} samples are"
+    note = f"{have} left out of the {which}data: the label is {IGNORE}, the mark for 'ignore'"
+    return raw[rows], rows, (note,)
+
+
+def _between(labels: Labels, targets: Tensor) -> bool:
+    """Whether the responses of bags are shares of classes, not classes."""
+    if labels.task == "multiclass":
+        return targets.is_floating_point()
+    known = targets[targets >= 0]
+    return labels.task == "binary" and bool((known != known.round()).any())
 
 
 def _outputs(labels: Labels) -> int:

@@ -17,7 +17,7 @@ from lossearch.components import Component
 from lossearch.data import Data, Dataset, prepare, prepare_dataset
 from lossearch.documents import parse, read_yaml
 from lossearch.errors import InfeasibleError, StudyError, unknown
-from lossearch.feasibility import FIXED_EMBEDDINGS
+from lossearch.feasibility import FIXED_EMBEDDINGS, SOFT_TARGETS
 from lossearch.features import HEAD, cached
 from lossearch.models import Network, build_network, thawed
 from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
@@ -26,6 +26,7 @@ from lossearch.space import Space
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
 from lossearch.training import Job, Recipe
+from lossearch.training.evaluate import refuse_valueless
 from lossearch.training.inspection import Inspection
 from lossearch.training.providers import available_fields, try_providers
 from lossearch.training.trainer import facts_of, pick_device, pick_precision
@@ -134,6 +135,7 @@ class Setup:
             train_size=info.train_size,
             total_steps=math.ceil(info.train_size / training.batch_size) * training.epochs,
             seed=self.config.seed,
+            soft=info.soft_targets,
         )
 
     @property
@@ -253,8 +255,13 @@ def set_up(
                 f"metric {metric.name} serves {' and '.join(metric.tasks)}; the data is {task}. "
                 f"Metrics for it: {', '.join(fitting)}"
             )
-    for spec, metric in zip(config.all_metrics(), metrics, strict=True):
-        metric.complete(spec.params, task=task)
+    refuse_valueless(
+        data,
+        {
+            metric.name: metric.build(task=task, **spec.params)
+            for spec, metric in zip(config.all_metrics(), metrics, strict=True)
+        },
+    )
     model = module if module is not None else config.model
     with torch.random.fork_rng(devices=[]):  # one seed gives one backbone, pretrained or not
         torch.manual_seed(config.seed)
@@ -269,6 +276,8 @@ def set_up(
     available -= {f for p in providers for f in p.gives if f not in provided[p.name]}
     if network.frozen:
         available |= {FIXED_EMBEDDINGS}
+    if data.info.soft_targets:
+        available |= {SOFT_TARGETS}
     where = {"registry": registry, "task": task, "available": available}
     setup = Setup(
         config=config,

@@ -39,6 +39,9 @@ def rules(subject: Subject) -> Iterator[tuple[str, Rule]]:
     if subject.task in ("binary", "multilabel"):
         yield "no positives", no_positives
         yield "unknown labels", unknown_labels
+    soft = component.soft_targets and component.soft_at(subject.params)
+    if soft and subject.task != "multilabel" and not common.draws_by_itself(subject):
+        yield "soft targets", soft_targets
     yield from common.shared_rules(subject)
     if component.signature.domains:
         yield "range ends", common.at_range_ends(value_and_slope)
@@ -95,6 +98,21 @@ def value_and_slope(subject: Subject, batch: dict[str, Any] | None = None, on: s
             "has no slope at any output that it reads, so nothing can learn from it",
             "Look for detach(), no_grad(), argmax, rounding, or a comparison.",
         )
+
+
+def soft_targets(subject: Subject) -> None:
+    """Probabilities as targets: at one-hot rows the class's value, finite between them."""
+    batch = subject.batch()
+    targets, hard = batch["targets"], subject(batch)
+    if subject.task == "multiclass":
+        rows = torch.nn.functional.one_hot(targets, batches.C).float()
+        found = subject({**batch, "targets": rows}, "a batch of one-hot rows")
+        close(subject, found, hard, "has another value at one-hot rows than at their classes")
+        between = 0.7 * rows + 0.3 / batches.C
+    else:
+        between = 0.15 + 0.7 * targets.clamp(min=0)
+    value_and_slope(subject, {**batch, "targets": between}, "of soft targets")
+    expect_shape(subject, subject({**batch, "targets": between}, "a batch of soft targets"))
 
 
 def required_fields_only(subject: Subject) -> None:

@@ -53,7 +53,7 @@ class Probe:
         embeddings: ``[B, 16]``, which know nothing of the targets.
         truth: ``[B, 16]``, embeddings of the same lengths that point at the targets.
         weight: Of the head, ``[C, 16]``; logits of standard deviation 1 at scale 1.
-        targets: As losses read them.
+        targets: The labels that outputs are judged by.
         fields: The fields that do not depend on the outputs.
     """
 
@@ -75,6 +75,7 @@ class Probe:
         train_size: int,
         total_steps: int = 1000,
         seed: int = 0,
+        soft: bool = False,
     ) -> Probe:
         """The probe of a study; the same arguments give the same probe.
 
@@ -85,6 +86,7 @@ class Probe:
             train_size: Samples of the training split.
             total_steps: The optimizer steps of a full training.
             seed: Of its generator; the global random state stays as it is.
+            soft: Whether losses read the targets as probabilities of the classes.
         """
         generator = torch.Generator().manual_seed(seed)
         outputs = num_classes if task in ("multiclass", "multilabel") else 1
@@ -123,7 +125,7 @@ class Probe:
             weight,
             targets,
             {
-                "targets": targets,
+                "targets": _softened(task, targets, outputs, seed) if soft else targets,
                 "index": torch.randint(train_size, (size,), generator=generator),
                 "class_counts": torch.tensor(list(class_counts)),
                 "total_steps": total_steps,
@@ -209,6 +211,17 @@ def _signs(task: str, targets: Tensor, outputs: int) -> Tensor:
     if task == "multiclass":
         return 2.0 * F.one_hot(targets, outputs) - 1
     return targets if task == "regression" else 2 * targets - 1
+
+
+def _softened(task: str, targets: Tensor, outputs: int, seed: int) -> Tensor:
+    """Probabilities of the classes, of which each sample's own has four fifths and more."""
+    if task not in ("multiclass", "binary"):
+        return targets
+    generator = torch.Generator().manual_seed(seed + 1)
+    if task == "binary":
+        return 0.8 * targets + 0.2 * torch.rand(targets.shape, generator=generator)
+    rest = torch.randn(len(targets), outputs, generator=generator).softmax(1)
+    return 0.8 * F.one_hot(targets, outputs) + 0.2 * rest
 
 
 def _extreme(probe: Probe) -> Tensor:

@@ -71,6 +71,14 @@ def check_soft(name: str, logits: Tensor, targets: Tensor) -> None:
             )
 
 
+def check_classes(name: str, logits: Tensor, targets: Tensor) -> None:
+    """:func:`check_multiclass`, or :func:`check_soft` where the targets are float."""
+    if targets.is_floating_point():
+        check_soft(name, logits, targets)
+    else:
+        check_multiclass(name, logits, targets)
+
+
 def check_binary(
     name: str, logits: Tensor, targets: Tensor, *, soft: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,6 +218,13 @@ def along_classes(vector: Tensor, logits: Tensor) -> Tensor:
 def pick(values: Tensor, targets: Tensor) -> Tensor:
     """The target class's entry: ``[B, C, ...]`` to ``[B, ...]``."""
     return values.gather(1, targets.unsqueeze(1)).squeeze(1)
+
+
+def expect(values: Tensor, targets: Tensor) -> Tensor:
+    """:func:`pick`, or the mean over the classes by soft targets, as :math:`\\sum_c q_c v_c`."""
+    if targets.is_floating_point():
+        return (values * targets.to(values.dtype)).sum(1)
+    return pick(values, targets)
 
 
 def drop(values: Tensor, targets: Tensor, fill: float) -> Tensor:

@@ -21,8 +21,9 @@ from lossearch.errors import FieldError
 from lossearch_classification._shared import (
     all_known,
     check_binary,
+    check_classes,
     check_multiclass,
-    check_soft,
+    expect,
     given,
     pick,
     reduce_labels,
@@ -268,10 +269,7 @@ def _read(
     if base == "bce":
         z, t, known = check_binary(name, output, targets, soft=True)
         return bags, z, t, known
-    if targets.is_floating_point():
-        check_soft(name, output, targets)
-    else:
-        check_multiclass(name, output, targets)
+    check_classes(name, output, targets)
     return bags, raise_precision(output).log_softmax(1), targets, all_known(targets)
 
 
@@ -293,6 +291,4 @@ def _of_samples(base: str, outputs: Tensor, t: Tensor, known: Tensor) -> Tensor:
     if base == "bce":
         values = F.binary_cross_entropy_with_logits(outputs, t, reduction="none")
         return reduce_labels(values, known, "mean")
-    if t.is_floating_point():
-        return -(t.to(outputs.dtype) * outputs).sum(1)
-    return -pick(outputs, t)
+    return -expect(outputs, t)

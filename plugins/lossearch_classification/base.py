@@ -15,11 +15,12 @@ from lossearch_classification._shared import (
     LabelReduction,
     along_classes,
     check_binary,
+    check_classes,
     check_multiclass,
-    check_soft,
     class_vector,
     dense_mean,
     drop,
+    expect,
     pick,
     reduce_labels,
     softplus,
@@ -27,7 +28,7 @@ from lossearch_classification._shared import (
 from lossearch_classification._slices import sliced
 
 
-@loss(task="multiclass")
+@loss(task="multiclass", soft_targets=True)
 def cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -62,11 +63,7 @@ def cross_entropy(
         FieldError: a shape or a target is not allowed, or soft targets do not sum to 1 (1e-4).
         ParameterError: there are not C class weights.
     """
-    soft = targets.is_floating_point()
-    if soft:
-        check_soft("cross_entropy", logits, targets)
-    else:
-        check_multiclass("cross_entropy", logits, targets)
+    check_classes("cross_entropy", logits, targets)
     z = raise_precision(logits)
     if isinstance(temperature, Tensor) or temperature != 1:
         z = z / temperature
@@ -74,7 +71,7 @@ def cross_entropy(
     if class_weights is not None:
         weights = class_vector("cross_entropy", "class_weights", class_weights, log_p)
         log_p = along_classes(weights, log_p) * log_p
-    hard = (log_p * targets.to(log_p.dtype)).sum(1) if soft else pick(log_p, targets)
+    hard = expect(log_p, targets)
     if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
         hard = (1 - label_smoothing) * hard + label_smoothing * log_p.mean(1)
     return dense_mean(-hard)
@@ -87,7 +84,7 @@ def _positive(value: float | list[float] | None) -> float | list[float] | None:
     return value
 
 
-@loss(task=("binary", "multilabel"))
+@loss(task=("binary", "multilabel"), soft_targets=True)
 def binary_cross_entropy(
     logits: Tensor,
     targets: Tensor,

@@ -34,6 +34,11 @@ def _returns(params: Any) -> Returns:
     return component.returns_at(base) or "per_sample"
 
 
+def _soft(params: Any) -> bool:
+    component, base = _base_of(params)
+    return component.soft_at(base)
+
+
 @loss(
     name=_NAME,
     task=("multiclass", "binary", "multilabel"),
@@ -44,6 +49,7 @@ def _returns(params: Any) -> Returns:
         "arXiv:1905.09788",
     ),
     returns=_returns,
+    soft_targets=_soft,
     reads=_reads,
     cost="the head and the base loss once for each sample",
 )

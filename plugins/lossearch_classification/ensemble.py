@@ -37,6 +37,7 @@ def _returns(params: Any) -> Literal["per_sample", "batch"]:
     task=("multiclass", "binary", "multilabel"),
     vmap="it draws which of its members counts, and they may have state",
     returns=_returns,
+    soft_targets=lambda params: all(c.soft_at(p) for c, p in _members_of(params)),
     reads=_reads,
     cost="one forward of the drawn member; of every member in mode mean and in evaluation",
 )

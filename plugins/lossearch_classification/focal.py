@@ -25,9 +25,11 @@ from lossearch_classification._shared import (
     centred,
     check_binary,
     check_multiclass,
+    check_soft,
     class_vector,
     dense_mean,
     drop,
+    expect,
     pick,
     reduce_labels,
 )
@@ -154,6 +156,7 @@ def focal(
         2022,
         "arXiv:2204.12511",
     ),
+    soft_targets=lambda params: params.mode == "softmax" and params.base == "cross_entropy",
 )
 @sliced("logits", "targets")
 def poly_loss(
@@ -186,7 +189,8 @@ def poly_loss(
 
     Args:
         logits: As of :func:`focal`.
-        targets: As of :func:`focal`.
+        targets: As of :func:`focal`; for ``cross_entropy`` with ``softmax`` also q, float in the
+            shape of ``logits``, each class distribution summing to 1.
         epsilon: The first coefficient, or the first one to five; the j-th is >= -1/j.
         base: ``cross_entropy`` or ``focal``.
         gamma: Focusing exponent >= 0 (focal base).
@@ -214,7 +218,8 @@ def poly_loss(
         else:
             values = surprise + _polynomial(coefficients, log_miss.exp())
         return reduce_labels(values, known, label_reduction)
-    check_multiclass("poly_loss", logits, targets)
+    soft = targets.is_floating_point() and base == "cross_entropy"
+    (check_soft if soft else check_multiclass)("poly_loss", logits, targets)
     if base == "focal":
         z = centred(logits)
         surprise, log_miss = _surprise(pick(z, targets) - _others(z, targets))
@@ -222,8 +227,8 @@ def poly_loss(
         values = _weighted("poly_loss", focus * surprise, targets, z, alpha)
         return dense_mean(values + focus * _polynomial(coefficients, log_miss.exp()))
     log_p = raise_precision(logits).log_softmax(1)
-    surprise = -pick(log_p, targets)
-    miss = -torch.expm1(-surprise)
+    surprise = -expect(log_p, targets)
+    miss = -(expect(torch.expm1(log_p), targets) if soft else torch.expm1(-surprise))
     if isinstance(label_smoothing, Tensor) or label_smoothing > 0:
         classes = log_p.shape[1]
         surprise = (1 - label_smoothing) * surprise - label_smoothing * log_p.mean(1)

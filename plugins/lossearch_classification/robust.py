@@ -17,7 +17,13 @@ from torch import Tensor
 
 from lossearch import Choices, Paper, Range, loss
 from lossearch.components import raise_precision
-from lossearch_classification._shared import check_multiclass, dense_mean, pick
+from lossearch_classification._shared import (
+    check_classes,
+    check_multiclass,
+    dense_mean,
+    expect,
+    pick,
+)
 
 
 @loss(
@@ -89,6 +95,7 @@ def _box_cox(log_p: Tensor, q: float | Tensor) -> Tensor:
     paper=Paper(
         "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019, "arXiv:1908.06112"
     ),
+    soft_targets=True,
 )
 def symmetric_cross_entropy(
     logits: Tensor,
@@ -102,12 +109,14 @@ def symmetric_cross_entropy(
 
     The second part is :math:`-\sum_c p_c \log \mathrm{onehot}_c` with A standing in for log 0.
     alpha = 1, beta = 0 is cross_entropy; alpha = 0, beta = 1 is -A/2 probability_mae.
+    Of soft targets q it is :math:`-\sum_c (\alpha q_c \log p_c + \beta p_c \max(\log q_c, A))`.
     The authors' (alpha, beta) are (0.1, 1) on CIFAR-10 and (6, 0.1) on CIFAR-100. Checked against
     HanxunH/SCELoss-Reproduce loss.py, which clamps the one-hot at 1e-4: A = log 1e-4.
 
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.
-        targets: int64 ``[B]`` (``[B, H, W]``).
+        targets: int64 ``[B]`` (``[B, H, W]``), or float in the shape of ``logits``, each class
+            distribution summing to 1.
         alpha: Weight >= 0 of the cross-entropy.
         beta: Weight >= 0 of the reverse cross-entropy.
         A: Stand-in for log 0, < 0.
@@ -118,8 +127,12 @@ def symmetric_cross_entropy(
     Raises:
         FieldError: a shape or a target is not allowed.
     """
-    check_multiclass("symmetric_cross_entropy", logits, targets)
-    log_p = pick(raise_precision(logits).log_softmax(1), targets)
+    check_classes("symmetric_cross_entropy", logits, targets)
+    scores = raise_precision(logits).log_softmax(1)
+    log_p = expect(scores, targets)
+    if targets.is_floating_point():
+        log_q = targets.to(scores.dtype).log().clamp(min=A)
+        return dense_mean(-beta * (scores.exp() * log_q).sum(1) - alpha * log_p)
     return dense_mean(beta * A * torch.expm1(log_p) - alpha * log_p)
 
 
@@ -130,6 +143,7 @@ def symmetric_cross_entropy(
         2017,
         "arXiv:1712.09482",
     ),
+    soft_targets=True,
 )
 def probability_mae(logits: Tensor, targets: Tensor) -> Tensor:
     r"""Mean absolute error of the probabilities, :math:`\|\mathrm{onehot} - p\|_1 = 2(1 - p_y)`.
@@ -137,11 +151,13 @@ def probability_mae(logits: Tensor, targets: Tensor) -> Tensor:
     Bounded by 2, and the sum over all labels is the same whatever p, which makes it robust to
     symmetric label noise. It is 2 comp_sum at tau = 2, 2 generalized_cross_entropy at q = 1, and
     symmetric_cross_entropy at alpha = 0, beta = 1, A = -2. From the definition; ``MAELoss`` of
-    Optimization-AI/ICML2023_LDR lacks the absolute value and is 0 for all logits.
+    Optimization-AI/ICML2023_LDR lacks the absolute value and is 0 for all logits. Of soft targets
+    it is their distance from p, without the last form.
 
     Args:
         logits: ``[B, C]`` or dense ``[B, C, H, W]``.
-        targets: int64 ``[B]`` (``[B, H, W]``).
+        targets: int64 ``[B]`` (``[B, H, W]``), or float in the shape of ``logits``, each class
+            distribution summing to 1.
 
     Returns:
         ``[B]``, in [0, 2].
@@ -149,7 +165,10 @@ def probability_mae(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         FieldError: a shape or a target is not allowed.
     """
-    check_multiclass("probability_mae", logits, targets)
+    check_classes("probability_mae", logits, targets)
+    if targets.is_floating_point():
+        p = raise_precision(logits).softmax(1)
+        return dense_mean((targets.to(p.dtype) - p).abs().sum(1))
     log_p = pick(raise_precision(logits).log_softmax(1), targets)
     return dense_mean(-2 * torch.expm1(log_p))
 

@@ -95,9 +95,10 @@ def test_a_column_and_a_series_are_one_label() -> None:
         ([0.5, 1, 2], "multiclass", (), "0.5; is it task: regression"),
         (["a", "b"], "regression", (), "the label 'a' is text"),
         ([0, 1], "multilabel", (), r"\(samples, labels\)"),
-        ([[1, 0], [0, 1]], "multiclass", (), r"targets.argmax\(1\)"),
+        ([[1, 1], [0, 1]], "multiclass", (), r"sum to 1, and these do not"),
+        ([[1, 0, 0], [0, 1, 0]], "binary", (), "two classes, and there are rows of 3"),
         ([[2, 0], [0, 1]], "multilabel", (), "0 and 1, with -1"),
-        ([[1, 0], [0, 1]], None, ("a",), "1 class names for 2 labels"),
+        ([[1, 0], [0, 1]], None, ("a",), "1 class names for 2 classes"),
         ([0, 1, 5], None, ("a", "b"), "label 5 is outside the 2"),
         (["cat", "dgo"], None, ("cat", "dog"), "did you mean 'dog'"),
         ([0, 1], "multclass", (), "did you mean 'multiclass'"),
@@ -114,3 +115,42 @@ def test_a_test_part_with_a_strange_class_is_refused() -> None:
     labels, _ = read(["a", "b", "c"])
     with pytest.raises(DataError, match="label d is not one of the classes: a, b, c"):
         labels.encode(tidy(["a", "d"]))
+
+
+def test_one_hot_rows_are_one_label() -> None:
+    labels, encoded = read(np.eye(3)[[2, 0, 1, 1]], names=("a", "b", "c"))
+    assert (labels.task, labels.class_names, labels.soft) == ("multiclass", ("a", "b", "c"), False)
+    assert (encoded.dtype, encoded.tolist()) == (torch.int64, [2, 0, 1, 1])
+    assert "read as one label a sample of 3 classes" in labels.notes[0]
+    assert labels.encode(tidy(np.eye(3)[[1, 2]])).tolist() == [1, 2]
+    assert read(np.eye(3), task="multilabel")[0].task == "multilabel"
+    labels, encoded = read(np.eye(2)[[0, 1, 1]])
+    assert (labels.task, encoded.tolist()) == ("binary", [0.0, 1.0, 1.0])
+    assert read(np.array([[1, 0], [0, 0]]))[0].task == "multilabel"  # a row without a label
+
+
+def test_rows_of_probabilities_are_soft_labels() -> None:
+    given = [[0.7, 0.2, 0.1], [0.1, 0.45, 0.45], [0.0, 0.0, 1.0], [0.2, 0.5, 0.3]]
+    labels, encoded = read(given)
+    assert (labels.task, labels.soft, encoded.dtype) == ("multiclass", True, torch.float32)
+    assert torch.equal(encoded, torch.tensor(given))
+    assert labels.classes(encoded).tolist() == [0, 1, 2, 1]  # of a tie the first
+    assert labels.counts(encoded) == (1, 2, 1)
+    assert labels.hard(encoded).tolist() == [0, 1, 2, 1]
+    assert "probabilities of 3 classes" in labels.notes[0]
+    assert read(given, task="regression")[0].width == 3
+    with pytest.raises(DataError, match="a row of 3 probabilities"):
+        labels.encode(np.array([[0.5, 0.2, 0.1]]))
+    with pytest.raises(DataError, match="these do not"):
+        read([[0.5, 0.2], [0.1, 0.9]], task="multiclass")
+
+
+def test_probabilities_of_two_classes() -> None:
+    labels, encoded = read([0.1, 0.9, 0.6], task="binary")
+    assert (labels.task, labels.soft, labels.class_names) == ("binary", True, ("0", "1"))
+    assert torch.equal(encoded, torch.tensor([0.1, 0.9, 0.6]))
+    assert labels.hard(encoded).tolist() == [0.0, 1.0, 1.0]
+    assert labels.counts(encoded) == (1, 2)
+    assert torch.equal(read([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]])[1], encoded)
+    guessed, _ = read([0.1, 0.9, 0.6])
+    assert guessed.task == "regression" and "say task: binary" in guessed.notes[0]

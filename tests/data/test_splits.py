@@ -315,3 +315,44 @@ def test_what_users_cannot_give() -> None:
 def test_a_warning_of_raw_scales(caplog: pytest.LogCaptureFixture) -> None:
     prepare_dataset(as_dataset(np.ones((20, 2)) * [1, 5000], np.arange(20) % 2))
     assert "input column 1 reaches 5000" in caplog.text
+
+
+def test_labels_of_minus_100_are_left_out() -> None:
+    inputs = np.arange(60, dtype=np.float32)[:, None]
+    targets = np.arange(60) % 3
+    targets[[4, 17, 40]] = -100
+    data = prepare_dataset(as_dataset(inputs, targets))
+    assert (data.info.task, data.info.class_names) == ("multiclass", ("0", "1", "2"))
+    assert data.info.notes == (
+        "3 samples are left out of the data: the label is -100, the mark for 'ignore'",
+    )
+    seen = [b for s in (data.train, data.validation, data.test) for b in s.batches(60)]
+    pairs = {int(x): int(t) for b in seen for x, t in zip(b["inputs"], b["targets"], strict=True)}
+    kept = [i for i in range(60) if i not in (4, 17, 40)]
+    assert sorted(pairs) == kept and all(pairs[i] == i % 3 for i in kept)
+    for task in ("binary", None):
+        two = np.where(targets == 2, 1, targets)
+        assert prepare_dataset(as_dataset(inputs, two, task=task)).info.task == "binary"
+    whole = prepare_dataset(as_dataset(inputs, targets, task="regression"))  # a quantity
+    assert whole.info.notes == () and whole.train.targets.min() == -100
+    with pytest.raises(DataError, match="all 60 labels are -100"):
+        prepare_dataset(as_dataset(inputs, np.full(60, -100)))
+
+
+def test_soft_labels_in_training_and_classes_elsewhere() -> None:
+    draw = np.random.default_rng(0)
+    shares = draw.dirichlet([0.5] * 3, size=90)
+    inputs = np.arange(90, dtype=np.float32)[:, None]
+    data = prepare_dataset(as_dataset(inputs, shares))
+    assert data.info.soft_targets and data.info.num_classes == 3
+    batch = next(iter(data.train.batches(90)))
+    rows = torch.tensor(shares).float()
+    assert torch.equal(batch["targets"], rows[batch["inputs"][:, 0].long()])
+    for split in (data.validation, data.test):
+        batch = next(iter(split.batches(90)))
+        assert batch["targets"].dtype == torch.int64
+        assert torch.equal(batch["targets"], rows[batch["inputs"][:, 0].long()].argmax(1))
+    counts = data.train.targets.argmax(1).bincount().tolist()
+    assert list(data.info.class_counts) == counts
+    with pytest.raises(DataError, match=r"targets are probabilities\. Leave out 'noise'"):
+        prepare_dataset(as_dataset(inputs, shares), {"noise": {"rate": 0.1}})
