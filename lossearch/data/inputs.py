@@ -6,6 +6,7 @@ rest goes through a ``DataLoader``.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from lossearch.errors import DataError
+from lossearch.components.inputs import Inputs, each
+from lossearch.data.items import as_inputs, collated, parted
 
 Device = torch.device | str
+_EXACT = 2**24  # up to here float32 holds every whole number
 
 
 class Source(Protocol):
@@ -32,7 +35,7 @@ class Source(Protocol):
 
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Inputs]:
         """The inputs of each chunk of positions; augmented where there is a seed."""
         ...
 
@@ -58,6 +61,13 @@ class Tensors:
         if name not in self._resident:
             self._resident[name] = self.values.to(device)
         return self._resident[name]
+
+    def as_integers(self) -> Tensors | None:
+        """The same as int64; None where they are no whole numbers, or too large for float32."""
+        values = self.values
+        if not values.is_floating_point() or not (values == values.round()).all():
+            return None
+        return Tensors(values.long()) if values.abs().max() < _EXACT else None
 
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
@@ -140,7 +150,7 @@ class Items:
         items: The dataset, and
         positions: which of its items belong to this split.
         image_size: For items that are images, the side that timm's transforms bring them to;
-            None for items that are tensors already.
+            None for items that are tensors already, one or several by name or in order.
         augment: Whether training images get timm's training transform.
     """
 
@@ -156,36 +166,50 @@ class Items:
         self.positions = positions
         self.image_size = image_size
         self.random = augment and image_size is not None
+        self.whole = False  # whether a tensor is to be int64
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    def as_integers(self) -> Items | None:
+        """The same as int64; None where the items are no tensors of whole numbers."""
+        item = item_input(self.items, int(self.positions[0]))
+        dtype = getattr(item, "dtype", None)
+        kinds = (torch.int64, torch.int32, torch.int16)
+        if dtype not in (*kinds, *(np.dtype(str(k).removeprefix("torch.")) for k in kinds)):
+            return None
+        other = copy.copy(self)
+        other.whole = True
+        return other
+
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Inputs]:
         view = _View(self, seed if self.random else None)
         loader = DataLoader(
             view,
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=workers,
             generator=torch.Generator(),  # else it draws from the global one
+            collate_fn=collated,
         )
         for batch in loader:
-            yield batch.to(device)
+            yield each(lambda tensor: tensor.to(device), batch)
 
 
-class _View(TorchDataset[Tensor]):
+class _View(TorchDataset[Any]):
     """The items of one pass, transformed."""
 
     def __init__(self, source: Items, seed: int | None) -> None:
         self.source = source
         self.seed = seed
 
-    def __getitem__(self, position: int) -> Tensor:
+    def __getitem__(self, position: int) -> Inputs:
         source = self.source
-        item = item_input(source.items, int(source.positions[position]))
+        row = int(source.positions[position])
+        item = item_input(source.items, row)
         if source.image_size is None:
-            return torch.as_tensor(item, dtype=torch.float32)
+            return as_inputs(item, row, whole=source.whole)
         transform = _transform(source.image_size, self.seed is not None)
         item = item.convert("RGB")
         if self.seed is None:
@@ -218,16 +242,12 @@ def _transform(image_size: int, training: bool) -> Any:
 
 
 def item_input(items: TorchDataset[Any], position: int) -> Any:
-    """The input of a torch dataset's item, which is the item or its first part."""
-    item = items[position]
-    if isinstance(item, (tuple, list)):
-        return item[0]
-    if isinstance(item, dict):
-        raise DataError(
-            f"item {position} of the torch dataset is a dict with {', '.join(map(str, item))}; "
-            "items must be (input, target) pairs"
-        )
-    return item
+    """The input of a torch dataset's item: the item, its first part, or all but its label.
+
+    Raises:
+        DataError: the item has parts that are neither input nor target.
+    """
+    return parted(items[position], position)[0]
 
 
 def decode(items: TorchDataset[Any], positions: np.ndarray, image_size: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,24 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from lossearch.data.dataset import Dataset, ImageFiles
+from lossearch.components.inputs import tensors
 from lossearch.data.inputs import Images, Items, Source, Tensors, decode, item_input
+from lossearch.data.items import (
+    Shapes,
+    as_inputs,
+    kept_type,
+    refuse_unequal,
+    several,
+    shapes_of,
+)
+from lossearch.data.several import Several
 from lossearch.data.tables import TableEncoder, clean_table
 from lossearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 KEPT_BYTES = 512 * 2**20  # images of up to this size, decoded, are kept in memory
-Kind = Literal["table", "image", "other"]
+LOOKED_AT = 16  # items of a torch dataset that are read before training
+Kind = Literal["table", "image", "other", "tokens", "several"]
 Parts = Sequence[tuple[Any, np.ndarray]]
 
 
@@ -35,15 +46,23 @@ class Loaded:
     kind: Kind
     digest: str
     table: TableEncoder | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
+def load_parts(dataset: Dataset, parts: Parts, *, one_of_several: bool = False) -> Loaded:
     """Load the inputs of each part: a collection of inputs, and which rows of it.
+
+    Args:
+        dataset: Where they are from.
+        parts: The collections and rows.
+        one_of_several: Arrays of whole numbers stay such, and may hold one for each sample.
 
     Raises:
         DataError: inputs that are not usable, and why.
     """
     first = parts[0][0]
+    if isinstance(first, (Mapping, tuple)) and not one_of_several:
+        return _several(dataset, parts)
     for inputs, _ in parts:
         if isinstance(inputs, (np.ndarray, Tensor)) != isinstance(first, (np.ndarray, Tensor)) or (
             isinstance(inputs, pd.DataFrame) != isinstance(first, pd.DataFrame)
@@ -55,13 +74,46 @@ def load_parts(dataset: Dataset, parts: Parts) -> Loaded:
     if isinstance(first, pd.DataFrame):
         return _tables(parts)
     if isinstance(first, (np.ndarray, Tensor)):
-        return _arrays(dataset, parts)
+        return _arrays(dataset, parts, one_of_several)
     if isinstance(first, TorchDataset):
         return _items(dataset, parts)
     raise DataError(
         f"inputs of type {type(first).__name__} are not understood; pass an array, a tensor, a "
         "data frame, image files or a map-style torch dataset"
     )
+
+
+def _several(dataset: Dataset, parts: Parts) -> Loaded:
+    """Inputs by name or in order, each loaded as if it were alone."""
+    first, named = parts[0][0], isinstance(parts[0][0], Mapping)
+    keys: Sequence[Any] = list(first) if named else range(len(first))
+    for inputs, _ in parts:
+        if isinstance(inputs, Mapping) != named or len(inputs) != len(keys) or (
+            named and set(inputs) != set(keys)
+        ):
+            own = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else len(inputs)
+            raise DataError(
+                f"the inputs are {', '.join(map(str, keys))}, and those of the test part {own}; "
+                "they must be the same"
+            )
+    loaded: dict[str, Loaded] = {}
+    for key in keys:
+        try:
+            of_key = [(inputs[key], rows) for inputs, rows in parts]
+            loaded[str(key)] = load_parts(dataset, of_key, one_of_several=True)
+        except DataError as error:
+            raise DataError(f"input '{key}': {error}") from None
+    tables = [one.table for one in loaded.values() if one.table is not None]
+    if len(tables) > 1:
+        raise DataError("several of the inputs are data frames; join them into one")
+    sources: list[Source] = [
+        Several({key: one.sources[i] for key, one in loaded.items()}, named=named)
+        for i in range(len(parts))
+    ]
+    facts = [[key, one.digest] for key, one in loaded.items()]
+    digest = hashlib.sha256(repr([named, facts]).encode()).hexdigest()
+    shapes = {key: one.shape for key, one in loaded.items()}
+    return Loaded(sources, (), "several", digest, *tables, shapes=shapes)
 
 
 def _tables(parts: Parts) -> Loaded:
@@ -82,8 +134,10 @@ def _tables(parts: Parts) -> Loaded:
     return Loaded(sources, shape, "table", digest.hexdigest(), encoder)
 
 
-def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
-    checked = {key: _check_array(array) for key, array in _distinct(parts).items()}
+def _arrays(dataset: Dataset, parts: Parts, one_of_several: bool) -> Loaded:
+    checked = {
+        key: _check_array(array, one_of_several) for key, array in _distinct(parts).items()
+    }
     tensors = [checked[id(array)] for array, _ in parts]
     if len({(tensor.shape[1:], tensor.dtype) for tensor in tensors}) > 1:
         raise DataError(
@@ -99,7 +153,7 @@ def _arrays(dataset: Dataset, parts: Parts) -> Loaded:
     else:
         sources = [Tensors(part) for part in selected]
     kind: Kind = {1: "table", 3: "image"}.get(len(shape), "other")  # pyright: ignore
-    if kind == "table":
+    if kind == "table" and selected[0].is_floating_point():
         _warn_of_scale(selected[0])
     return Loaded(sources, shape, kind, _digest(t.numpy() for t in checked.values()))
 
@@ -109,8 +163,8 @@ def _distinct(parts: Parts) -> dict[int, Any]:
     return {id(inputs): inputs for inputs, _ in parts}
 
 
-def _check_array(array: np.ndarray | Tensor) -> Tensor:
-    """float32, or uint8 ``(N, channels, H, W)`` for images.
+def _check_array(array: np.ndarray | Tensor, one_of_several: bool = False) -> Tensor:
+    """float32, or uint8 ``(N, channels, H, W)`` for images; of several, int64 and bool too.
 
     Raises:
         DataError: not numbers, not finite, or not a sample in each row.
@@ -125,7 +179,7 @@ def _check_array(array: np.ndarray | Tensor) -> Tensor:
         values = torch.from_numpy(array if array.flags.writeable else array.copy())
     else:
         values = array.detach().cpu()
-    if values.ndim < 2 or values.numel() == 0:
+    if values.ndim < 2 - one_of_several or values.numel() == 0:
         raise DataError(
             f"the inputs have the shape {tuple(values.shape)}; (samples, features) or (samples, "
             "channels, height, width) is wanted"
@@ -139,10 +193,10 @@ def _check_array(array: np.ndarray | Tensor) -> Tensor:
         values = values.permute(0, 3, 1, 2)
     if image:
         return values.contiguous()
-    values = values.to(torch.float32).contiguous()
+    values = values.to(kept_type(values) if one_of_several else torch.float32).contiguous()
     bad = ~torch.isfinite(values)
     if bad.any():
-        samples = int(bad.flatten(1).any(dim=1).sum())
+        samples = int(bad.reshape(len(bad), -1).any(dim=1).sum())
         raise DataError(
             f"{int(bad.sum())} values of the inputs are NaN or infinite, in {samples} of "
             f"{len(values)} samples; drop or fill them, or pass a data frame "
@@ -182,6 +236,17 @@ def _items(dataset: Dataset, parts: Parts) -> Loaded:
 
 
 def _tensor_items(sample: Any, parts: Parts) -> Loaded:
+    items, rows = parts[0]
+    sources: list[Source] = [Items(items, rows) for items, rows in parts]
+    if several(sample):
+        inputs = as_inputs(sample, int(rows[0]))
+        _refuse_unlike(shapes_of(inputs), items, rows)
+        names = sample if isinstance(sample, Mapping) else range(len(sample))
+        shapes = {
+            str(name): tuple(tensor.shape)
+            for name, tensor in zip(names, tensors(inputs), strict=True)
+        }
+        return Loaded(sources, (), "several", _items_digest(parts), shapes=shapes)
     try:
         shape = tuple(torch.as_tensor(sample).shape)
     except (TypeError, ValueError, RuntimeError):
@@ -189,9 +254,16 @@ def _tensor_items(sample: Any, parts: Parts) -> Loaded:
             f"the torch dataset's inputs are {type(sample).__name__} objects; tensors, arrays or "
             "PIL images are wanted, all of one shape"
         ) from None
+    _refuse_unlike([shape], items, rows)
     kind: Kind = {1: "table", 3: "image"}.get(len(shape), "other")  # pyright: ignore
-    sources: list[Source] = [Items(items, rows) for items, rows in parts]
     return Loaded(sources, shape, kind, _items_digest(parts))
+
+
+def _refuse_unlike(shapes: Shapes, items: Any, rows: np.ndarray) -> None:
+    """Look at the first items now, rather than in every trial."""
+    for row in map(int, rows[:LOOKED_AT]):
+        found = shapes_of(as_inputs(item_input(items, row), row))
+        refuse_unequal(shapes, found, (f"item {rows[0]} of the torch dataset", f"item {row}"))
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
@@ -212,9 +284,17 @@ def _items_digest(parts: Parts) -> str:
                 sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
             continue
         sha.update(f"{type(items).__name__} {len(items)}".encode())
-        for row in rows[:16]:
-            once, again = (np.asarray(item_input(items, int(row))) for _ in range(2))
-            sha.update(repr(once.shape).encode())
-            if np.array_equal(once, again):  # a random transform would give it a new digest
-                sha.update(np.ascontiguousarray(once).tobytes())
+        for row in rows[:LOOKED_AT]:
+            for once, again in zip(*(_as_arrays(items, int(row)) for _ in range(2)), strict=True):
+                sha.update(repr(once.shape).encode())
+                if np.array_equal(once, again):  # a random transform would give it a new digest
+                    sha.update(np.ascontiguousarray(once).tobytes())
     return sha.hexdigest()
+
+
+def _as_arrays(items: Any, row: int) -> list[np.ndarray]:
+    """An item's inputs as they are."""
+    found = item_input(items, row)
+    if not several(found):
+        return [np.asarray(found)]
+    return [tensor.numpy() for tensor in tensors(as_inputs(found, row))]

@@ -15,7 +15,7 @@ from lossearch.components.params import validate
 from lossearch.data.batches import Data, DataInfo, Split
 from lossearch.data.config import DataConfig
 from lossearch.data.corrupt import add_noise, into_bags, long_tail
-from lossearch.data.dataset import Dataset, as_dataset
+from lossearch.data.dataset import Dataset, as_dataset, length
 from lossearch.data.labels import Labels, read_labels, tidy
 from lossearch.data.parts import load_parts
 from lossearch.errors import DataError, ParameterError, did_you_mean
@@ -124,6 +124,7 @@ def prepare_dataset(
         validation_size=len(splits[1]),
         test_size=len(splits[2]),
         input_shape=loaded.shape,
+        shapes=loaded.shapes,
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
@@ -234,10 +235,9 @@ def _refuse_rare(classes: np.ndarray, labels: Labels, needed: int) -> None:
 
 def _targets(inputs: Any, targets: Any, which: str) -> np.ndarray:
     raw = tidy(targets)
-    if not hasattr(inputs, "__len__"):
-        raise DataError(f"the {which}inputs have no length; a map-style dataset is wanted")
-    if len(inputs) != len(raw):
-        raise DataError(f"there are {len(inputs)} {which}inputs and {len(raw)} {which}targets")
+    samples = length(inputs)
+    if samples != len(raw):
+        raise DataError(f"there are {samples} {which}inputs and {len(raw)} {which}targets")
     if len(raw) == 0:
         raise DataError(f"the {which}dataset has no samples")
     return raw

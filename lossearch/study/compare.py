@@ -16,6 +16,7 @@ from lossearch.data import Dataset
 from lossearch.errors import StudyError, unknown
 from lossearch.executors import make_executor
 from lossearch.feasibility import read_objective
+from lossearch.models import Factory
 from lossearch.space import Between
 from lossearch.spec import ObjectiveSpec
 from lossearch.study.config import StudyConfig
@@ -59,7 +60,7 @@ def run_comparison(
     seeds: int,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     heard: Heard = lambda done, total: None,
 ) -> list[Row]:
     """Train each objective on each seed; see :func:`lossearch.compare`.

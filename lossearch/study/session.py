@@ -16,11 +16,13 @@ from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
 from lossearch.errors import StudyError
 from lossearch.executors import Executor, make_executor
+from lossearch.models import Factory
 from lossearch.objective import Objective, load_objective
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
+from lossearch.study.fitting import in_words
 from lossearch.study.folder import Folder, fresh_folder
 from lossearch.study.journal import Listener
 from lossearch.study.run import Run
@@ -66,7 +68,7 @@ def start(
     config: StudyConfig,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     display: Begin | None = None,
 ) -> StudyResult:
     """Run a new study.
@@ -98,7 +100,7 @@ def resume(
     path: str | Path,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     display: Begin | None = None,
 ) -> StudyResult:
     """Go on with a study that was interrupted or killed.
@@ -121,10 +123,10 @@ def resume(
                 "lossearch.search(..., resume_existing=True)"
             )
     _refuse_changes(config, folder, state.study["config"])
-    if module is not None and repr(module) != state.study["model"]:
-        raise StudyError("the model is not the one that this study began with; pass that one")
     files = tuple(FilePlugin(**f) for f in state.study.get("files", ()))
     setup = set_up(config, files=files, dataset=dataset, module=module)
+    if in_words(setup.model, setup.network, None) not in (None, state.study["model"]):
+        raise StudyError("the model is not the one that this study began with; pass that one")
     was = state.study["data"]["fingerprint"]
     if setup.data.info.fingerprint != was:
         raise StudyError(
@@ -180,7 +182,7 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
         "maximize": setup.metric.maximize,
         "deciding": {m.name: m.maximize for m in setup.deciding},
         "data": {"name": setup.config.data.name, **dataclasses.asdict(setup.data.info)},
-        "model": repr(setup.model) if isinstance(setup.model, nn.Module) else document["model"],
+        "model": in_words(setup.model, setup.network, document["model"]),
         "versions": {**versions(), "python": platform.python_version()},
         "plugins": [dataclasses.asdict(p) for p in setup.plugins.loaded],
         "files": [dataclasses.asdict(f) for f in setup.files],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.components import Bound, Component
+from lossearch.components.inputs import fed
 from lossearch.data import Data
 from lossearch.errors import LossearchError, StudyError
 from lossearch.models import Network
@@ -124,18 +125,20 @@ def try_providers(
     }
     with torch.random.fork_rng(devices=[]):
         own = copy.deepcopy(network).eval()
-        if own.frozen:  # what trains is a head on its embeddings
-            batch["inputs"] = own.backbone(batch["inputs"])
-            own = Network(nn.Flatten(), own.head, squeeze=own.squeeze)
         given = {"task": task, **facts}
         try:
+            failing = "the model"
+            if own.frozen:  # what trains is a head on its embeddings
+                batch["inputs"] = fed(own.backbone, batch["inputs"])
+                own = Network(nn.Flatten(), own.head, squeeze=own.squeeze, two=own.two)
+            own(batch["inputs"])
+            failing = f"a provider ({', '.join(p.name for p in runs)})"
             made = Fields(own, runs, registry, fields, given)(batch)
         except LossearchError:
             raise
         except Exception as error:  # whatever a plugin raises
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
-            names = ", ".join(p.name for p in runs)
-            raise StudyError(f"a provider ({names}) fails on training samples: {line}") from error
+            raise StudyError(f"{failing} fails on the first training samples: {line}") from error
     return {c.name: tuple(f for f in c.gives if made.get(f) is not None) for c in components}
 
 

@@ -22,7 +22,7 @@ from lossearch import registry as registries
 from lossearch.components import Bound
 from lossearch.data import Data
 from lossearch.errors import LossearchError, PluginError
-from lossearch.models import ModelConfig
+from lossearch.models import Model
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
@@ -43,7 +43,7 @@ class Recipe:
     """All that the units of a study share."""
 
     data: Data
-    model: ModelConfig | nn.Module
+    model: Model
     training: TrainingConfig
     metrics: tuple[ComponentSpec, ...]  # the first one decides
     checkpoints: Path
