@@ -32,6 +32,8 @@ def as_numbers(text: pd.Series) -> pd.Series:
 def tidy(targets: Any) -> np.ndarray:
     """The labels as an array, numeric where they can be.
 
+    In rows of 0 and 1 a missing one stays NaN: it may be unknown.
+
     Raises:
         DataError: a label is missing.
     """
@@ -53,6 +55,8 @@ def tidy(targets: Any) -> np.ndarray:
     elif values.ndim == 2 and values.dtype == object:
         values = values.astype(float)
     missing = np.asarray(pd.isna(values))
+    if values.ndim == 2 and missing.any() and np.isin(values[~missing], (-1, 0, 1)).all():
+        return values
     if np.issubdtype(values.dtype, np.floating):
         missing = missing | np.isinf(values)
     if missing.any():
@@ -92,7 +96,8 @@ class Labels:
             width = raw.shape[1] if raw.ndim == 2 else 1
             if width != self.width or not _numeric(raw):
                 raise DataError(f"{self.width} numeric labels a sample are wanted, not {width}")
-            return torch.as_tensor(raw.astype(np.float32))
+            encoded = torch.as_tensor(raw.astype(np.float32))
+            return encoded.nan_to_num(nan=-1.0) if self.task == "multilabel" else encoded
         codes = pd.Index(self.values).get_indexer(pd.Index(raw))
         if (codes < 0).any():
             strange = raw[codes < 0][0]
@@ -165,7 +170,8 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
 
 
 def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:
-    marks = _numeric(raw) and bool(np.isin(raw, (-1, 0, 1)).all())
+    unknown_ones = int(np.isnan(raw).sum()) if np.issubdtype(raw.dtype, np.floating) else 0
+    marks = _numeric(raw) and bool((np.isin(raw, (-1, 0, 1)) | (raw != raw)).all())
     if task in ("multiclass", "binary"):
         raise DataError(
             f"task {task} needs one label a sample, and targets have the shape {raw.shape}; for "
@@ -177,13 +183,19 @@ def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Label
         raise DataError("targets of several columns must be numbers")
     width = raw.shape[1]
     if task == "regression" or not marks:
+        if unknown_ones:
+            raise DataError(f"{unknown_ones} of {raw.size} targets are missing; leave those out")
         return Labels("regression", (), (), width)
     if names and len(names) != width:
         raise DataError(f"there are {len(names)} class names for {width} labels")
     constant = [c for c in range(width) if len(np.unique(raw[:, c][raw[:, c] >= 0])) < 2]
     if len(constant) == width:
         raise DataError("each label is the same for all samples, so there is nothing to learn")
-    return Labels("multilabel", (), names or tuple(str(c) for c in range(width)), width)
+    notes: tuple[str, ...] = ()
+    if unknown_ones:
+        notes = (f"{unknown_ones} of {raw.size} labels are missing, and count as unknown (-1)",)
+    names = names or tuple(str(c) for c in range(width))
+    return Labels("multilabel", (), names, width, notes)
 
 
 def _class_values(raw: np.ndarray, class_names: tuple[str, ...]) -> list[Any]:

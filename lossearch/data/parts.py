@@ -76,7 +76,7 @@ def load_parts(dataset: Dataset, parts: Parts, *, one_of_several: bool = False) 
     if isinstance(first, (np.ndarray, Tensor)):
         return _arrays(dataset, parts, one_of_several)
     if isinstance(first, TorchDataset):
-        return _items(dataset, parts)
+        return _items(dataset, parts, one_of_several)
     raise DataError(
         f"inputs of type {type(first).__name__} are not understood; pass an array, a tensor, a "
         "data frame, image files or a map-style torch dataset"
@@ -209,18 +209,20 @@ def _warn_of_scale(values: Tensor) -> None:
     largest = values.abs().amax(dim=0)
     worst = int(largest.argmax())
     if largest[worst] > 100:
+        whole = bool((values == values.round()).all())
         logger.warning(
             "input column %d reaches %g, which trains badly; arrays are used as they are: pass "
-            "pandas.DataFrame(X) to have the columns standardised",
+            "pandas.DataFrame(X) to have the columns standardised%s",
             worst,
             float(largest[worst]),
+            " (tokens for an embedding are right as they are)" if whole else "",
         )
 
 
-def _items(dataset: Dataset, parts: Parts) -> Loaded:
+def _items(dataset: Dataset, parts: Parts, one_of_several: bool) -> Loaded:
     sample = item_input(parts[0][0], int(parts[0][1][0]))
     if not hasattr(sample, "convert"):  # not a PIL image
-        return _tensor_items(sample, parts)
+        return _tensor_items(sample, parts, one_of_several)
     size = dataset.image_size or min(max(sample.size), 224)
     total = sum(len(rows) for _, rows in parts)
     shape = (3, size, size)
@@ -235,9 +237,12 @@ def _items(dataset: Dataset, parts: Parts) -> Loaded:
     return Loaded(sources, shape, "image", _items_digest(parts))
 
 
-def _tensor_items(sample: Any, parts: Parts) -> Loaded:
+def _tensor_items(sample: Any, parts: Parts, one_of_several: bool) -> Loaded:
     items, rows = parts[0]
-    sources: list[Source] = [Items(items, rows) for items, rows in parts]
+    made = [Items(items, rows) for items, rows in parts]
+    sources: list[Source] = [
+        (each.as_integers() if one_of_several else None) or each for each in made
+    ]
     if several(sample):
         inputs = as_inputs(sample, int(rows[0]))
         _refuse_unlike(shapes_of(inputs), items, rows)

@@ -31,15 +31,13 @@ class Probe:
     samples: Inputs | None
 
     def inputs(self, like: nn.Module) -> Inputs:
-        """A few samples, where the module's parameters are and of their type."""
-        first = next((p for p in like.parameters() if p.is_floating_point()), torch.empty(0))
-        if self.samples is not None:
-            samples = each(lambda t: t.to(first.device), self.samples)
-            return each(lambda t: t.to(first.dtype) if t.is_floating_point() else t, samples)
-        noise = torch.randn(
-            2, *self.info.input_shape, generator=torch.Generator().manual_seed(0)
-        )
-        return noise.to(first)
+        """A few samples, where the module's parameters are."""
+        device = next(like.parameters(), torch.empty(0)).device
+        samples = self.samples
+        if samples is None:
+            seeded = torch.Generator().manual_seed(0)
+            samples = torch.randn(2, *self.info.input_shape, generator=seeded)
+        return each(lambda tensor: tensor.to(device), samples)
 
     def run(self, module: nn.Module, *, graph: bool = False) -> Any:
         """What a module gives for them, in evaluation mode.
