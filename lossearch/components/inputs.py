@@ -44,6 +44,13 @@ def fed(module: nn.Module, inputs: Inputs) -> Any:
     return module(*placed, **named)
 
 
+def without_several(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as components read it, whose field ``inputs`` is one tensor or missing."""
+    if not isinstance(batch.get("inputs"), (Tensor, type(None))):
+        del batch["inputs"]
+    return batch
+
+
 def described(inputs: Inputs) -> str:
     """Types and shapes in words: ``{input_ids: int64 [B, 16], mask: bool [B, 16]}``."""
     if isinstance(inputs, Tensor):

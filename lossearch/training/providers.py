@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.components import Bound, Component
-from lossearch.components.inputs import fed
+from lossearch.components.inputs import fed, without_several
 from lossearch.data import Data
 from lossearch.errors import LossearchError, StudyError
 from lossearch.models import Network
@@ -75,7 +75,8 @@ class Fields(nn.Module):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the network's outputs and every provided field that is read."""
-        fields: dict[str, Any] = {**batch, **self.network(batch["inputs"]), "model": self.network}
+        outputs = self.network(batch["inputs"])
+        fields = without_several({**batch, **outputs, "model": self.network})
         if "weight" in self.reads:
             fields["weight"] = self.network.weight
         if self._regression:
@@ -115,6 +116,13 @@ def try_providers(
         StudyError: it fails in another way.
     """
     components = [registry.get(p.name, "provider") for p in providers]
+    if data.info.kind == "several":
+        for component in components:
+            if "inputs" in component.fields:
+                raise StudyError(
+                    f"provider {component.name} reads 'inputs' as one tensor, and these data give "
+                    f"several ({', '.join(data.info.shapes)}); leave it out"
+                )
     task, gives = data.info.task, (*network.gives, *data.train.gives)
     fields = available_fields(task, gives, components)
     runs = [p for p, c in zip(providers, components, strict=True) if set(c.fields) <= fields]

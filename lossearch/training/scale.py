@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lossearch.components.inputs import fed
+from lossearch.components.inputs import fed, without_several
 from lossearch.grouped import Grouped, by_signature
 from lossearch.models import CosineHead
 from lossearch.objective import Objective, cosine_scale
@@ -49,6 +49,7 @@ class Scale:
             split = self.network.head is not None
             inputs = self.batch["inputs"]
             outputs = fed(self.network.backbone, inputs) if split else self.network(inputs)
+        self.batch = without_several(self.batch)
         self.embeddings: Tensor | None = outputs if split else None
         self.logits: Tensor | None = None if split else outputs["logits"]
         self.reference = self.norm(reference)
