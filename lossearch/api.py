@@ -11,6 +11,7 @@ from torch import nn
 from lossearch.data import Dataset, as_dataset
 from lossearch.documents import parse
 from lossearch.errors import StudyError
+from lossearch.models import Factory
 from lossearch.study import StudyConfig, StudyResult, read_study, resume, start
 from lossearch.study.compare import Row, run_comparison
 from lossearch.study.config import expand
@@ -23,7 +24,7 @@ def search(
     data: Any,
     targets: Any = None,
     *,
-    model: nn.Module | str | dict[str, Any] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | str | dict[str, Any] | None = None,
     space: str | dict[str, Any] | None = None,
     metric: str | dict[str, Any] | None = None,
     task: str | None = None,
@@ -51,11 +52,15 @@ def search(
         objective = result.objective()          # an nn.Module for any training loop
 
     Args:
-        data: Arrays or tensors with ``targets``, an ``(inputs, targets)`` pair, a data frame, a
-            map-style torch ``Dataset`` of ``(input, target)`` items; or a whole study: a
-            :class:`~lossearch.study.StudyConfig`, the path of a study file, or its document.
+        data: Arrays or tensors with ``targets``, a dict or a tuple of several for a network of
+            several inputs, an ``(inputs, targets)`` pair, a data frame, a map-style torch
+            ``Dataset`` of ``(input, target)`` items or of dicts with a ``label``, a
+            ``DataLoader`` of one; or a whole study: a :class:`~lossearch.study.StudyConfig`, the
+            path of a study file, or its document.
         targets: The labels; for a data frame also the name of their column.
-        model: The user's own module (copied, never changed), a model's name, or its document.
+        model: The user's own module (copied, never changed), a class or function that makes it
+            (called for each seed, without arguments or with the number of outputs), a model's
+            name, or its document.
         space: A space by name, file or document; by default the task's own.
         metric: The metric to search by; accuracy by default.
         task: ``multiclass``, ``binary`` or ``multilabel``, where the labels do not say.
@@ -84,8 +89,9 @@ def search(
     Raises:
         LossearchError: with what was given, what is allowed and what to do.
     """
+    module = _own(model)
     given: dict[str, Any] = {
-        "model": None if isinstance(model, nn.Module) else model,
+        "model": model if module is None else None,
         "space": space,
         "metric": metric,
         "search.trials": trials,
@@ -97,7 +103,6 @@ def search(
     }
     fixed = {"validation": validation, "test": test, "class_names": class_names}
     config, dataset = _study(data, targets, task, fixed, given, settings)
-    module = model if isinstance(model, nn.Module) else None
     display = None
     if progress or on_event is not None:
         from lossearch.display import begin_display
@@ -116,7 +121,7 @@ def compare(
     *,
     objectives: Sequence[Any] | Mapping[str, Any],
     seeds: int = 5,
-    model: nn.Module | str | dict[str, Any] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | str | dict[str, Any] | None = None,
     metric: str | dict[str, Any] | None = None,
     task: str | None = None,
     validation: Any = None,
@@ -177,8 +182,9 @@ def compare(
     Raises:
         LossearchError: with what was given, what is allowed and what to do.
     """
+    module = _own(model)
     given = {
-        "model": None if isinstance(model, nn.Module) else model,
+        "model": model if module is None else None,
         "metric": metric,
         "training.epochs": epochs,
         "executor": executor,
@@ -187,7 +193,6 @@ def compare(
     }
     fixed = {"validation": validation, "test": test, "class_names": class_names}
     config, dataset = _study(data, targets, task, fixed, given, settings)
-    module = model if isinstance(model, nn.Module) else None
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
@@ -222,16 +227,28 @@ def _study(
     own = {key: value for key, value in settings.items() if key in _OF_THE_DATA}
     overrides = {key: value for key, value in settings.items() if key not in _OF_THE_DATA}
     overrides |= {key: value for key, value in given.items() if value is not None}
-    if isinstance(data, (StudyConfig, str, Path, dict)):
+    if isinstance(data, (StudyConfig, str, Path)) or (isinstance(data, dict) and targets is None):
         if task is not None:
             own["task"] = task
         overrides |= {f"data.{key}": value for key, value in own.items()}
         if isinstance(data, (str, Path)):
             return read_study(Path(data), overrides), None
         document = data.document() if isinstance(data, StudyConfig) else data
+        if any(hasattr(value, "shape") for value in document.values()):
+            raise StudyError(
+                f"a dict with {', '.join(map(str, document))} is no study; if these are inputs, "
+                "pass targets=... too"
+            )
         return _parse(expand(document, overrides)), None
     dataset = as_dataset(data, targets, task, **fixed)
     return _parse(expand({"data": {"name": "user", **own}}, overrides)), dataset
+
+
+def _own(model: Any) -> nn.Module | Factory | None:
+    """The user's own module or what makes it; none where a model is named."""
+    if isinstance(model, nn.Module):
+        return model
+    return Factory(model) if callable(model) else None
 
 
 def _parse(document: dict[str, Any]) -> StudyConfig:

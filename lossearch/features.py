@@ -24,6 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lossearch.components.inputs import fed
 from lossearch.data import Data, Split
 from lossearch.data.inputs import Device
 from lossearch.errors import DataError, ModelError
@@ -186,7 +187,7 @@ def cached(
         )
         for start, split in zip(starts, splits, strict=False)
     )
-    info = replace(data.info, kind="table", input_shape=(shape[1],))
+    info = replace(data.info, kind="table", input_shape=(shape[1],), shapes={})
     return replace(data, train=train, validation=validation, test=test, info=info)
 
 
@@ -218,7 +219,7 @@ def _embeddings(
     source = copy.copy(split.source)  # what it brings to the device goes with it
     for inputs in source.stream(chunks, seed, device, split.workers):
         with torch.inference_mode():
-            embeddings = backbone(inputs).to("cpu", torch.float32)
+            embeddings = fed(backbone, inputs).to("cpu", torch.float32)
         bad = int((~embeddings.isfinite()).any(dim=1).sum())
         if bad:
             raise ModelError(

@@ -14,7 +14,8 @@
       - loss: orthogonal_projection
         weight: {low: 0.01, high: 2, log: true}
         optional: true
-    balancer: {choice: [fixed_weights, uncertainty]}
+    balancer:
+      choice: [{name: fixed_weights, weights: [{low: 0.5, high: 2}, 1]}, uncertainty]
 
 ``choice: "*"`` means every component that fits: the primary losses in the first term, the
 auxiliary ones in the others. What does not fit the task, or reads a field that nothing provides,
@@ -127,6 +128,19 @@ class OneOf:
 
     def describe(self) -> str:
         return "one of " + ", ".join(str(n) for n in self.names)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A list, each entry of which has a domain of its own."""
+
+    entries: tuple[Any, ...]
+
+    def suggest(self, trial: Suggester, path: str) -> list[Any]:
+        return [entry.suggest(trial, f"{path}.{i}") for i, entry in enumerate(self.entries)]
+
+    def describe(self) -> str:
+        return f"[{', '.join(entry.describe() for entry in self.entries)}]"
 
 
 @dataclass(frozen=True)

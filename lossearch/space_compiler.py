@@ -17,6 +17,7 @@ from lossearch.space import (
     ANY_FACTS,
     Between,
     LeftOut,
+    Listed,
     Members,
     OneOf,
     Part,
@@ -158,10 +159,22 @@ class Compiler:
         default = default_of(component, name, self.task)
         own = component.signature.domains.get(name)
         usual = self._from_domain(component, name, own) if own else None
-        node = self._domain(value, where, int if integer else float, default, usual)
+        kind = int if integer else float
+        if _holds_domain(value):
+            node = self._listed(value, where, kind)
+        else:
+            node = self._domain(value, where, kind, default, usual)
         for end in _ends(node):
             component.complete({name: end}, task=self.task, facts=ANY_FACTS)
         return node
+
+    def _listed(self, value: Any, where: str, kind: type) -> Any:
+        if _holds_domain(value):
+            each = (self._listed(v, f"{where}.{i}", kind) for i, v in enumerate(value))
+            return Listed(tuple(each))
+        if is_schedule(value):
+            raise SpecError(f"{where}: an entry of a list cannot follow a schedule")
+        return self._domain(value, where, kind)
 
     def _schedule(
         self, value: Mapping[str, Any], where: str, kind: type, default: Any, usual: Any
@@ -268,7 +281,19 @@ def _rising(shares: list[Any], where: str) -> None:
             )
 
 
+def _holds_domain(value: Any) -> bool:
+    """Whether a list has an entry that is no value but a range, a choice or a schedule."""
+    keys = {"low", "high", "choice", "schedule"}
+    return isinstance(value, list) and any(
+        bool(keys & set(v)) if isinstance(v, Mapping) else _holds_domain(v) for v in value
+    )
+
+
 def _ends(node: Any) -> tuple[Any, ...]:
+    if isinstance(node, Listed):  # all at their first ends, all at their second ones, ...
+        each = [_ends(entry) for entry in node.entries]
+        most = max(map(len, each))
+        return tuple([ends[min(i, len(ends) - 1)] for ends in each] for i in range(most))
     if isinstance(node, Between):
         return (node.low, node.high)
     if isinstance(node, OneOf):

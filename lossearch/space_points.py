@@ -9,7 +9,17 @@ from typing import Any
 
 from lossearch.components.schedule import Schedule, is_schedule
 from lossearch.errors import LossearchError
-from lossearch.space import Between, Members, OneOf, Part, Scheduled, Slot, Space, default_of
+from lossearch.space import (
+    Between,
+    Listed,
+    Members,
+    OneOf,
+    Part,
+    Scheduled,
+    Slot,
+    Space,
+    default_of,
+)
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 
 _PLACES = ("loss", "reweighting", "miner")
@@ -124,6 +134,10 @@ def _values(path: str, node: Any, said: Any) -> Iterator[tuple[str, Any]]:
         for name, inner in node.params.items():
             where = f"{path}.{node.component.name}.{name}"
             yield from _values(where, inner, document.get(name, _UNSAID))
+    elif isinstance(node, Listed):
+        listed = said if isinstance(said, (list, tuple)) else [_UNSAID] * len(node.entries)
+        for i, (entry, each) in enumerate(zip(node.entries, listed, strict=False)):
+            yield from _values(f"{path}.{i}", entry, each)
     elif isinstance(node, Members):
         listed = said if isinstance(said, (list, tuple)) else [_UNSAID] * len(node.parts)
         for i, (part, each) in enumerate(zip(node.parts, listed, strict=False)):

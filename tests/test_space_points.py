@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
+from lossearch.errors import LossearchError
 from lossearch.registry import Registry, current
 from lossearch.space import Space
 from lossearch.spec import ObjectiveSpec
@@ -118,3 +119,46 @@ def test_choices_with_ranges_and_fixed_values(registry: Registry) -> None:
     fixed = {"terms": [{"loss": {"name": "focal", "gamma": 1.5}}]}
     assert located(registry, fixed, {"loss": "focal"}) is None
     assert located(registry, fixed, {"loss": {"name": "focal", "gamma": 1.5}}) is not None
+
+
+def test_a_list_is_searched_entry_by_entry(registry: Registry) -> None:
+    weights = [{"low": 0.5, "high": 2}, 1, {"choice": [1, 3]}]
+    loss = {"name": "cross_entropy", "class_weights": weights, "temperature": 1.0}
+    loss["label_smoothing"] = 0.0
+    document = {"terms": [{"loss": loss}]}
+    space = compiled(registry, document)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen: set[float] = set()
+    for _ in range(20):
+        trial = study.ask()
+        spec = space.suggest(trial)
+        first, second, third = spec.document()["terms"][0]["loss"]["class_weights"]
+        assert 0.5 <= first <= 2 and second == 1 and third in (1, 3)
+        place = "terms.0.loss.cross_entropy.class_weights"
+        assert set(trial.params) == {f"{place}.0", f"{place}.2"}
+        assert space.locate(spec) == trial.params
+        seen |= {first, third}
+    assert len(seen) > 20
+    [(reference, _)] = space.references()
+    assert reference.document()["terms"][0]["loss"]["class_weights"] == [1.25, 1, 1]
+    assert ("terms.0.loss.cross_entropy.class_weights", "[0.5 … 2, 1, one of 1, 3]") in (
+        space.describe()
+    )
+    assert located(registry, document, {"loss": "cross_entropy"}) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"low": -1, "high": 2}, "class_weights = .*-1.* is not allowed"),
+        ({"low": 2, "high": 1}, r"class_weights.0: a range needs low < high"),
+        ({"low": 1, "hihg": 2}, "unknown key 'hihg'; did you mean 'high'"),
+        ({"schedule": "linear", "end": 2}, "class_weights.0: an entry of a list cannot follow"),
+    ],
+)
+def test_a_list_with_an_entry_that_is_not_legal(
+    registry: Registry, entry: Any, message: str
+) -> None:
+    loss = {"name": "cross_entropy", "class_weights": [entry, 1, 1]}
+    with pytest.raises(LossearchError, match=message):
+        compiled(registry, {"terms": [{"loss": loss}]})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -274,9 +274,20 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def is_integer(signature: Signature, parameter: str) -> bool:
-    """Whether a range of this parameter runs over whole numbers."""
-    kinds = _alternatives(signature.Params.model_fields[parameter].annotation)
+    """Whether a range of this parameter, or of an entry of it, runs over whole numbers."""
+    kinds = set(_scalars(signature.Params.model_fields[parameter].annotation))
     return int in kinds and float not in kinds
+
+
+def _scalars(hint: Any) -> Iterator[Any]:
+    """The types of a parameter, and of the entries of its lists."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (list, tuple, typing.Union, types.UnionType):
+        for each in get_args(hint):
+            yield from _scalars(each)
+    else:
+        yield hint
 
 
 def _check_domains(name: str, signature: Signature) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lossearch.components.inputs import Inputs
 from lossearch.data.inputs import Device, Source, Tensors
 from lossearch.data.reading import Reading
+from lossearch.data.several import telling
 from lossearch.data.tables import TableEncoder
 from lossearch.errors import DataError
 
@@ -30,14 +32,16 @@ class DataInfo:
             ones the positives of each label; empty for regression. Proportions of bags leave
             them as they are.
         train_size, validation_size, test_size: Samples.
-        input_shape: Shape of one sample's input.
-        kind: What a sample is.
+        input_shape: Shape of one sample's input; empty where there are several.
+        kind: What a sample is: ``tokens`` are whole numbers, for a model's embedding; ``several``
+            inputs are given to a model as keywords, or in order.
         fingerprint: A sha256 over inputs, labels, splits and noise, the same in every process.
         noise_rate: The share of training labels that the noise did change.
         notes: What a person should know of the reading, a sentence each.
         reading: What was read of a table, column by column.
         soft_targets: Whether training targets are probabilities of the classes (soft labels, or
             proportions of bags): float, multiclass ``[B, C]``, binary ``[B]`` in [0, 1].
+        shapes: Of several inputs, the shape of each by name, or by number in order.
     """
 
     task: str
@@ -49,12 +53,13 @@ class DataInfo:
     validation_size: int
     test_size: int
     input_shape: tuple[int, ...]
-    kind: Literal["table", "image", "other"]
+    kind: Literal["table", "image", "other", "tokens", "several"]
     fingerprint: str
     noise_rate: float = 0.0
     notes: tuple[str, ...] = ()
     reading: Reading | None = None
     soft_targets: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Split:
@@ -108,7 +113,7 @@ class Split:
         generator: torch.Generator | None = None,
         device: Device = "cpu",
         drop_last: bool = False,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, Any]]:
         """One pass over the split.
 
         Args:
@@ -119,8 +124,8 @@ class Split:
             drop_last: Leave out a last batch that is not full.
 
         Returns:
-            Batches with ``inputs``, ``targets``, ``index`` (the position in this split) and,
-            where there are bags, ``bag``.
+            Batches with ``inputs`` (a tensor, or a mapping or tuple of several), ``targets``,
+            ``index`` (the position in this split) and, where there are bags, ``bag``.
 
         Raises:
             DataError: the batch size is below 1, or whole bags do not make it up.
@@ -153,6 +158,14 @@ class Split:
         alone = self.bag is None and len(self) % batch_size == 1 and 1 < batch_size < len(self)
         return math.ceil(len(self) / batch_size) - alone
 
+    def lone(self, batch_size: int) -> bool:
+        """Whether a batch of a pass in training may hold one sample alone."""
+        if self.bag is None:
+            return batch_size == 1 or len(self) == 1
+        sizes = self.bag.bincount()
+        together = max(batch_size // int(sizes.max()), 1)  # bags of a batch
+        return int(sizes.min()) == 1 and (together == 1 or len(sizes) % together == 1)
+
     def _shuffled(
         self, batch_size: int, generator: torch.Generator
     ) -> tuple[Tensor, list[int] | None]:
@@ -174,7 +187,7 @@ class Split:
 
     def _stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, Any]]:
         targets = self._targets.on(device)
         inputs = self.source.stream(chunks, seed, device, self.workers)
         bag = None if self._bag is None else self._bag.on(device)
@@ -198,3 +211,23 @@ class Data:
     test: Split
     info: DataInfo
     table: TableEncoder | None = None
+
+    def as_integers(self) -> Data | None:
+        """The same with int64 inputs, for a model's embedding; None where they are not whole."""
+        parts: list[Split] = []
+        for split in (self.train, self.validation, self.test):
+            change = getattr(split.source, "as_integers", None)
+            source = change() if change is not None and self.table is None else None
+            if source is None:
+                return None
+            parts.append(Split(source, split.targets, bag=split.bag, workers=split.workers))
+        note = "the model holds an embedding, and gets the inputs as whole numbers (int64)"
+        info = replace(self.info, kind="tokens", notes=(*self.info.notes, note))
+        return Data(*parts, info=info)
+
+    def samples(self) -> Inputs | None:
+        """Inputs of a few samples, where noise would be none: of tokens, and of several inputs."""
+        if self.info.kind not in ("tokens", "several"):
+            return None
+        rows = torch.tensor(telling(self.train.source))
+        return next(iter(self.train.source.stream([rows], None, "cpu", 0)))

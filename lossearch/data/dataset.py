@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Subset, TensorDataset
 
 from lossearch.components import TASKS
 from lossearch.data.columns import take_label
+from lossearch.data.items import TARGETS, as_inputs, parted, refuse_unequal, shapes_of
 from lossearch.data.pixels import read_image
 from lossearch.errors import DataError, unknown
 
@@ -38,7 +40,8 @@ class ImageFiles(TorchDataset[Any]):
         return read_image(self.paths[position])[0]
 
 
-Inputs = np.ndarray | Tensor | pd.DataFrame | TorchDataset[Any]
+OneInput = np.ndarray | Tensor | pd.DataFrame | TorchDataset[Any]
+Inputs = OneInput | Mapping[str, OneInput] | tuple[OneInput, ...]
 
 
 @dataclass
@@ -50,7 +53,8 @@ class Dataset:
             three or four dimensions are images), a table, image files, or a map-style torch
             dataset whose items are the input or begin with it. Images are normalised; other
             arrays are used as they are; tables are imputed, standardised and encoded on the
-            training split.
+            training split. A mapping or a tuple of such gives a network several inputs, as
+            keywords or in order.
         targets: One label for each sample: whole numbers or text for classes, ``(samples,
             labels)`` of 0 and 1 (-1 unknown) for multilabel, real numbers for regression.
         task: ``multiclass``, ``binary``, ``multilabel`` or ``regression``; where left out, what
@@ -89,8 +93,9 @@ def as_dataset(
     """A dataset from what a user has at hand.
 
     Args:
-        data: An array or tensor, an ``(inputs, targets)`` pair, a data frame, a map-style torch
-            dataset of ``(input, target)`` items, or a :class:`Dataset`, which is returned.
+        data: An array or tensor, a mapping or a tuple of several, an ``(inputs, targets)`` pair,
+            a data frame, a map-style torch dataset of ``(input, target)`` items or of dicts with
+            a ``label``, a ``DataLoader`` of one, or a :class:`Dataset`, which is returned.
         targets: The labels; for a data frame also the name of their column.
         task: ``multiclass``, ``binary``, ``multilabel`` or ``regression``; where left out, what
             the labels suggest.
@@ -105,6 +110,7 @@ def as_dataset(
         raise DataError(unknown("task", task, TASKS))
     if isinstance(data, Dataset):
         return replace(data, task=task) if task else data
+    unused = (_unused(data),) if isinstance(data, DataLoader) else ()
     inputs, labels, notes = _pair(data, targets)
     column = targets if isinstance(targets, str) else None
     fixed, watched = (
@@ -112,12 +118,46 @@ def as_dataset(
         for name, part in (("test", test), ("validation", validation))
     )
     return Dataset(
-        inputs, labels, task, tuple(class_names), fixed, validation=watched, notes=notes
+        inputs,
+        labels,
+        task,
+        tuple(class_names),
+        fixed,
+        validation=watched,
+        notes=(*unused, *notes),
     )
+
+
+def _unused(loader: DataLoader[Any]) -> str:
+    """What a study does not take of a loader, in words."""
+    sampler = type(loader.sampler).__name__
+    return (
+        f"of the DataLoader the dataset is taken; its batch_size ({loader.batch_size}), its "
+        f"{sampler} and its workers are not: training.batch_size says how large batches are, and "
+        "the order is shuffled"
+    )
+
+
+def _in_loader(loader: DataLoader[Any]) -> TorchDataset[Any]:
+    """A loader's dataset.
+
+    Raises:
+        DataError: batches are made by the user's own function.
+    """
+    if loader.collate_fn is not default_collate:
+        name = getattr(loader.collate_fn, "__name__", type(loader.collate_fn).__name__)
+        raise DataError(
+            f"the DataLoader makes its batches by a collate_fn of its own ({name}), which a study "
+            "does not call. Do what it does in the dataset's __getitem__ (pad all items to one "
+            "length), and pass the dataset"
+        )
+    return loader.dataset
 
 
 def _pair(data: Any, targets: Any, where: str = "") -> tuple[Inputs, Any, tuple[str, ...]]:
     """Inputs and labels of one part, and what a person should know of them."""
+    if isinstance(data, DataLoader):
+        data = _in_loader(data)
     if isinstance(data, tuple) and targets is None:
         if len(data) != 2:
             raise DataError(f"a pair (inputs, targets) is wanted, not a tuple of {len(data)}")
@@ -135,8 +175,22 @@ def _pair(data: Any, targets: Any, where: str = "") -> tuple[Inputs, Any, tuple[
             f"there are no targets for this {type(data).__name__}; pass targets=..., for a data "
             "frame the name of their column"
         )
-    if isinstance(data, (np.ndarray, Tensor, pd.DataFrame)):
+    if isinstance(data, Mapping):
+        return {str(name): _one_input(part) for name, part in data.items()}, targets, ()
+    several = isinstance(data, tuple) and data and all(isinstance(x, _ARRAYS) for x in data)
+    if several and len({len(part) for part in data} | {len(targets)}) == 1:
         return data, targets, ()
+    return _one_input(data), targets, ()
+
+
+_ARRAYS = (np.ndarray, Tensor, pd.DataFrame, TorchDataset)
+
+
+def _one_input(data: Any) -> OneInput:
+    if isinstance(data, _ARRAYS):
+        return data
+    if isinstance(data, (list, tuple)):
+        _refuse_ragged(data)
     try:
         inputs = np.asarray(data)
     except ValueError as error:
@@ -146,28 +200,71 @@ def _pair(data: Any, targets: Any, where: str = "") -> tuple[Inputs, Any, tuple[
             f"inputs of type {type(data).__name__} are not understood; pass an array, a tensor, a "
             "data frame or a map-style torch dataset"
         )
-    return inputs, targets, ()
+    return inputs
+
+
+def _refuse_ragged(data: Sequence[Any]) -> None:
+    """Samples in a list must be of one length."""
+    lengths = [np.shape(x) if hasattr(x, "shape") else (len(x),) for x in data
+               if hasattr(x, "__len__") and not isinstance(x, str)]  # fmt: skip
+    other = next((i for i, length in enumerate(lengths) if length != lengths[0]), None)
+    if other is not None:
+        refuse_unequal(lengths[:1], [lengths[other]], ("sample 0", f"sample {other}"))
+
+
+def length(inputs: Inputs) -> int:
+    """How many samples there are.
+
+    Raises:
+        DataError: that cannot be known, or several inputs differ in it.
+    """
+    if isinstance(inputs, (Mapping, tuple)):
+        names = inputs if isinstance(inputs, Mapping) else range(len(inputs))
+        parts = inputs.values() if isinstance(inputs, Mapping) else inputs
+        each = {str(name): length(part) for name, part in zip(names, parts, strict=True)}
+        if len(set(each.values())) != 1:
+            words = ", ".join(f"{number} of '{name}'" for name, number in each.items())
+            raise DataError(f"each input needs one row a sample, and there are {words or 'none'}")
+        return next(iter(each.values()))
+    if not hasattr(inputs, "__len__"):
+        raise DataError("inputs have no length; a map-style dataset is wanted")
+    return len(inputs)  # pyright: ignore[reportArgumentType]
 
 
 def _targets_of(data: TorchDataset[Any]) -> Any:
     """A torch dataset's labels: its attribute ``targets`` or ``labels``, else of the items."""
     if not hasattr(data, "__len__"):
         raise DataError("an iterable dataset cannot be split; pass a map-style one (with __len__)")
+    found = _attribute(data)
+    if found is not None:
+        return found
+    labels: list[Any] = []
+    shapes: Any = None
+    for position in range(len(data)):  # pyright: ignore[reportArgumentType]
+        value, label = parted(data[position], position)
+        if label is None:
+            raise DataError(
+                f"item {position} of the torch dataset is a {type(value).__name__}, not an "
+                f"(input, target) pair or a dict with one of {', '.join(TARGETS)}; pass "
+                "targets=..."
+            )
+        labels.append(label)
+        if not hasattr(value, "convert") and not isinstance(value, str):  # all are read anyway
+            of_item = shapes_of(as_inputs(value, position))
+            shapes = of_item if shapes is None else shapes
+            refuse_unequal(shapes, of_item, ("item 0", f"item {position} of the torch dataset"))
+    if labels and isinstance(labels[0], Tensor):
+        return torch.stack(labels)
+    return np.asarray(labels)
+
+
+def _attribute(data: Any) -> Any:
+    """A torch dataset's labels where it holds them itself."""
     if isinstance(data, Subset):
-        return np.asarray(_targets_of(data.dataset))[np.asarray(data.indices)]
+        found = _attribute(data.dataset)
+        return None if found is None else np.asarray(found)[np.asarray(data.indices)]
     for name in ("targets", "labels", "_labels"):
         found = getattr(data, name, None)
         if found is not None and not callable(found):
             return found
-    labels: list[Any] = []
-    for position in range(len(data)):  # pyright: ignore[reportArgumentType]
-        item = data[position]
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise DataError(
-                f"item {position} of the torch dataset is a {type(item).__name__}, not an "
-                "(input, target) pair; pass targets=..."
-            )
-        labels.append(item[1])
-    if labels and isinstance(labels[0], Tensor):
-        return torch.stack(labels)
-    return np.asarray(labels)
+    return None

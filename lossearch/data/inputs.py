@@ -6,6 +6,7 @@ rest goes through a ``DataLoader``.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from lossearch.components.inputs import Inputs, each
 from lossearch.data.dataset import ImageFiles
+from lossearch.data.items import as_inputs, collated, parted, several
 from lossearch.data.pixels import images_of, read_image, rgb, unreadable
 from lossearch.errors import DataError
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Device = torch.device | str
+_EXACT = 2**24  # up to here float32 holds every whole number
 
 
 class Source(Protocol):
@@ -38,7 +42,7 @@ class Source(Protocol):
 
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Inputs]:
         """The inputs of each chunk of positions; augmented where there is a seed."""
         ...
 
@@ -64,6 +68,13 @@ class Tensors:
         if name not in self._resident:
             self._resident[name] = self.values.to(device)
         return self._resident[name]
+
+    def as_integers(self) -> Tensors | None:
+        """The same as int64; None where they are no whole numbers, or too large for float32."""
+        values = self.values
+        if not values.is_floating_point() or not (values == values.round()).all():
+            return None
+        return Tensors(values.long()) if values.abs().max() < _EXACT else None
 
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
@@ -146,7 +157,7 @@ class Items:
         items: The dataset, and
         positions: which of its items belong to this split.
         image_size: For items that are images, the side that timm's transforms bring them to;
-            None for items that are tensors already.
+            None for items that are tensors already, one or several by name or in order.
         augment: Whether training images get timm's training transform.
     """
 
@@ -162,36 +173,49 @@ class Items:
         self.positions = positions
         self.image_size = image_size
         self.random = augment and image_size is not None
+        self.whole = False  # whether a tensor is to be int64
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    def as_integers(self) -> Items | None:
+        """The same as int64; None where the items are no tensors of whole numbers."""
+        item = item_input(self.items, int(self.positions[0]))
+        dtype = getattr(item, "dtype", None)
+        kinds = (torch.int64, torch.int32, torch.int16)
+        if dtype not in (*kinds, *(np.dtype(str(k).removeprefix("torch.")) for k in kinds)):
+            return None
+        other = copy.copy(self)
+        other.whole = True
+        return other
+
     def stream(
         self, chunks: Sequence[Tensor], seed: int | None, device: Device, workers: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Inputs]:
         view = _View(self, seed if self.random else None)
         loader = DataLoader(
             view,
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=workers,
             generator=torch.Generator(),  # else it draws from the global one
+            collate_fn=collated,
         )
         for batch in loader:
-            yield batch.to(device)
+            yield each(lambda tensor: tensor.to(device), batch)
 
 
-class _View(TorchDataset[Tensor]):
+class _View(TorchDataset[Any]):
     """The items of one pass, transformed."""
 
     def __init__(self, source: Items, seed: int | None) -> None:
         self.source = source
         self.seed = seed
 
-    def __getitem__(self, position: int) -> Tensor:
+    def __getitem__(self, position: int) -> Inputs:
         source = self.source
         row = int(source.positions[position])
         if source.image_size is None:
-            return item_array(item_input(source.items, row))
+            return item_array(item_input(source.items, row), row, whole=source.whole)
         transform = _transform(source.image_size, self.seed is not None)
         item, _ = picture(source.items, row)
         if self.seed is None:
@@ -224,25 +248,22 @@ def _transform(image_size: int, training: bool) -> Any:
 
 
 def item_input(items: TorchDataset[Any], position: int) -> Any:
-    """The input of a torch dataset's item, which is the item or its first part."""
-    item = items[position]
-    if isinstance(item, (tuple, list)):
-        return item[0]
-    if isinstance(item, dict):
-        raise DataError(
-            f"item {position} of the torch dataset is a dict with {', '.join(map(str, item))}; "
-            "items must be (input, target) pairs"
-        )
-    return item
+    """The input of a torch dataset's item: the item, its first part, or all but its label.
+
+    Raises:
+        DataError: the item has parts that are neither input nor target.
+    """
+    return parted(items[position], position)[0]
 
 
-def item_array(item: Any) -> Tensor:
-    """An item that is no PIL image: float32, normalised where it is an 8- or 16-bit image."""
-    values = torch.as_tensor(item)
-    images = images_of(values[None])
-    if images is None:
-        return values.to(torch.float32)
-    return next(Images(images, augment=False).stream([torch.tensor([0])], None, "cpu", 0))[0]
+def item_array(item: Any, position: int, *, whole: bool = False) -> Inputs:
+    """An item that is no PIL image, as tensors; normalised where it is an 8- or 16-bit image."""
+    if not (whole or several(item)) and hasattr(item, "shape"):
+        images = images_of(torch.as_tensor(item)[None])
+        if images is not None:
+            first = torch.tensor([0])
+            return next(Images(images, augment=False).stream([first], None, "cpu", 0))[0]
+    return as_inputs(item, position, whole=whole)
 
 
 def picture(items: TorchDataset[Any], position: int) -> tuple[Image, tuple[str, ...]]:

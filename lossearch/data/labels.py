@@ -35,7 +35,8 @@ def tidy_text(values: pd.Series) -> pd.Series:
 def tidy(targets: Any) -> np.ndarray:
     """The labels as an array, numeric where they can be.
 
-    Missing is an empty one, ``?`` and NaN; a word such as ``n.a.`` only among numbers.
+    Missing is an empty one, ``?`` and NaN; a word such as ``n.a.`` only among numbers. In rows of
+    0 and 1 a missing one stays NaN: it may be unknown.
 
     Raises:
         DataError: a label is missing.
@@ -60,6 +61,8 @@ def tidy(targets: Any) -> np.ndarray:
     elif values.ndim == 2 and values.dtype == object:
         values = values.astype(float)
     missing = np.asarray(pd.isna(values))
+    if values.ndim == 2 and missing.any() and np.isin(values[~missing], (-1, 0, 1)).all():
+        return values
     if np.issubdtype(values.dtype, np.floating):
         missing = missing | np.isinf(values)
     if missing.any():
@@ -122,7 +125,8 @@ class Labels:
             width = raw.shape[1] if raw.ndim == 2 else 1
             if width != self.width or not _numeric(raw):
                 raise DataError(f"{self.width} numeric labels a sample are wanted, not {width}")
-            return torch.as_tensor(raw.astype(np.float32))
+            encoded = torch.as_tensor(raw.astype(np.float32))
+            return encoded.nan_to_num(nan=-1.0) if self.task == "multilabel" else encoded
         if raw.ndim == 2:
             if raw.shape[1] != len(self.values) or _rows_of(raw) is None:
                 raise DataError(
@@ -229,7 +233,8 @@ def read_labels(raw: np.ndarray, task: str | None, class_names: tuple[str, ...] 
 
 
 def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:
-    marks = _numeric(raw) and bool(np.isin(raw, (-1, 0, 1)).all())
+    unknown_ones = int(np.isnan(raw).sum()) if np.issubdtype(raw.dtype, np.floating) else 0
+    marks = _numeric(raw) and bool((np.isin(raw, (-1, 0, 1)) | (raw != raw)).all())
     if task in (None, "multiclass", "binary") and _rows_of(raw) is not None:
         return _shares(raw, task, names)
     if task in ("multiclass", "binary"):
@@ -243,13 +248,19 @@ def _several(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Label
         raise DataError("targets of several columns must be numbers")
     width = raw.shape[1]
     if task == "regression" or not marks:
+        if unknown_ones:
+            raise DataError(f"{unknown_ones} of {raw.size} targets are missing; leave those out")
         return Labels("regression", (), (), width)
     if names and len(names) != width:
         raise DataError(f"there are {len(names)} class names for {width} labels")
     constant = [c for c in range(width) if len(np.unique(raw[:, c][raw[:, c] >= 0])) < 2]
     if len(constant) == width:
         raise DataError("each label is the same for all samples, so there is nothing to learn")
-    return Labels("multilabel", (), names or tuple(str(c) for c in range(width)), width)
+    notes: tuple[str, ...] = ()
+    if unknown_ones:
+        notes = (f"{unknown_ones} of {raw.size} labels are missing, and count as unknown (-1)",)
+    names = names or tuple(str(c) for c in range(width))
+    return Labels("multilabel", (), names, width, notes)
 
 
 def _shares(raw: np.ndarray, task: str | None, names: tuple[str, ...]) -> Labels:

@@ -15,7 +15,7 @@ from lossearch.components.params import validate
 from lossearch.data.batches import Data, DataInfo, Split
 from lossearch.data.config import DataConfig
 from lossearch.data.corrupt import add_noise, into_bags, long_tail
-from lossearch.data.dataset import Dataset, as_dataset
+from lossearch.data.dataset import Dataset, as_dataset, length
 from lossearch.data.labels import IGNORE, Labels, marked, read_labels, tidy
 from lossearch.data.parts import PARTS, Part, load_parts
 from lossearch.errors import DataError, ParameterError, did_you_mean
@@ -105,7 +105,7 @@ def prepare_dataset(
         if config.bags.label == "majority":
             counts = labels.counts(targets["train"])
     soft = labels.soft if bag is None else _between(labels, targets["train"])
-    rows = {part: kept_of.get(part, kept)[rows[part]] for part in PARTS}
+    rows: dict[Part, np.ndarray] = {p: kept_of.get(p, kept)[rows[p]] for p in PARTS}
     inputs = {part: own[part][0] if part in own else dataset.inputs for part in PARTS}
     loaded = load_parts(dataset, [(inputs[part], rows[part]) for part in PARTS])
     splits = [
@@ -122,6 +122,7 @@ def prepare_dataset(
         validation_size=len(splits[1]),
         test_size=len(splits[2]),
         input_shape=loaded.shape,
+        shapes=loaded.shapes,
         kind=loaded.kind,
         fingerprint=_fingerprint(labels, loaded.digest, rows, targets, bag),
         noise_rate=noise_rate,
@@ -246,10 +247,9 @@ def _refuse_rare(classes: np.ndarray, labels: Labels, needed: int) -> None:
 
 def _targets(inputs: Any, targets: Any, which: str) -> np.ndarray:
     raw = tidy(targets)
-    if not hasattr(inputs, "__len__"):
-        raise DataError(f"the {which}inputs have no length; a map-style dataset is wanted")
-    if len(inputs) != len(raw):
-        raise DataError(f"there are {len(inputs)} {which}inputs and {len(raw)} {which}targets")
+    samples = length(inputs)
+    if samples != len(raw):
+        raise DataError(f"there are {samples} {which}inputs and {len(raw)} {which}targets")
     if len(raw) == 0:
         raise DataError(f"the {which}dataset has no samples")
     return raw

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lossearch.components.inputs import Inputs, fed, tensors
 from lossearch.components.modes import evaluating
 from lossearch.errors import ModelError
+from lossearch.models import endings
+from lossearch.models.factory import Factory
 from lossearch.models.network import CosineHead, Frozen, LinearHead, Network, scores
+from lossearch.models.probe import Probe, batch_shape
 from lossearch.models.zoo import DataLike, is_timm, nearest_timm
 from lossearch.spec import ComponentSpec
 
@@ -30,62 +34,75 @@ class ModelConfig(ComponentSpec):
     freeze: bool = False
 
 
+Model = ModelConfig | nn.Module | Factory
+
+
 def build_network(
-    spec: ModelConfig | nn.Module,
+    spec: Model,
     info: DataLike,
     registry: Registry,
     *,
     cosine_scale: float | None = None,
+    samples: Inputs | None = None,
 ) -> Network:
     """The network for these data.
 
     A user's module is copied, weights included, and split before its last linear layer where that
     provably changes nothing; else it gives its scores alone. One of whose backbone no parameter
     requires a gradient is frozen, as a named one is by ``freeze: true``: batch norms and dropout
-    then stay in evaluation mode too.
+    then stay in evaluation mode too. Of one that ends in softmax, log-softmax or sigmoid the
+    scores before these are taken. What was changed stands in the network's ``notes``.
 
     Args:
-        spec: A model's name and parameters, or the user's own module.
+        spec: A model's name and parameters, or the user's own module, or what makes it.
         info: What the data look like.
         registry: Where the model's name is looked up; a name that it lacks is taken as timm's.
         cosine_scale: Score by cosines times this scale, as a margin loss wants it.
+        samples: Inputs of a few samples, where noise would be none: tokens, or several inputs.
 
     Raises:
         ModelError: no model has the name, it cannot be built, or it does not fit the data.
     """
     squeeze = info.task != "multilabel"
-    if isinstance(spec, nn.Module):
+    if isinstance(spec, Factory):
+        name, module = spec.name, spec.make(info.num_outputs)
+        network = _from_module(Probe(name, info, samples), module, squeeze, thaw=spec.thaw)
+    elif isinstance(spec, nn.Module):
         name = type(spec).__name__
-        network = _from_module(name, spec, info, squeeze)
+        network = _from_module(Probe(name, info, samples), spec, squeeze)
     else:
         name = spec.name
         backbone = _backbone(spec, info, registry)
         if isinstance(getattr(backbone, "num_features", None), int):
-            head = LinearHead(_width(name, backbone, info), info.num_outputs)
-            network = Network(backbone, head, squeeze=squeeze)
+            notes = _to_float32(name, backbone)
+            width = _width(Probe(name, info, samples), backbone)
+            network = Network(backbone, LinearHead(width, info.num_outputs), squeeze=squeeze)
+            network.notes = notes
         else:
-            network = _from_module(name, backbone, info, squeeze)
+            network = _from_module(Probe(name, info, samples), backbone, squeeze)
     if _is_to_freeze(spec, network):
         _freeze(name, network)
     if not any(p.requires_grad for p in network.parameters()):
         raise ModelError(f"model '{name}' has no parameters to train")
     if cosine_scale is not None:
         _to_cosine(name, network, cosine_scale)
-    _check_outputs(name, network, info)
+    _check_outputs(Probe(name, info, samples), network)
     return network
 
 
-def thawed(spec: ModelConfig | nn.Module) -> ModelConfig | nn.Module:
+def thawed(spec: Model) -> Model:
     """The same model with its backbone free to learn; a user's module is copied for it.
 
     A named model gets a new head with each seed; a user's module starts from all of its weights.
     """
     if isinstance(spec, ModelConfig):
         return spec.model_copy(update={"freeze": False})
+    if isinstance(spec, Factory):
+        return Factory(spec.function, thaw=True)
     return copy.deepcopy(spec).requires_grad_(True)
 
 
-def _is_to_freeze(spec: ModelConfig | nn.Module, network: Network) -> bool:
+def _is_to_freeze(spec: Model, network: Network) -> bool:
     if isinstance(spec, ModelConfig):
         return spec.freeze
     weights = list(network.backbone.parameters())
@@ -121,18 +138,90 @@ def _backbone(spec: ModelConfig, info: DataLike, registry: Registry) -> nn.Modul
     return backbone
 
 
-def _from_module(name: str, module: nn.Module, info: DataLike, squeeze: bool) -> Network:
+def _from_module(
+    probe: Probe, module: nn.Module, squeeze: bool, *, thaw: bool = False
+) -> Network:
+    name = probe.name
     try:
         module = copy.deepcopy(module)
     except Exception as error:
         raise ModelError(
             f"model '{name}' cannot be copied ({error}), and every trial needs a copy; give a "
-            "function decorated with @lossearch.model instead"
+            "function that makes it: model=lambda: ..."
         ) from error
+    if thaw:
+        module.requires_grad_(True)
+    notes = _to_float32(name, module)
+    output = scores(probe.run(module))
+    ending = None
+    if probe.info.task != "regression" and endings.possible(output):
+        ending = endings.shown(scores(probe.run(module, graph=True)))
+    if ending is None:
+        network = _network(probe, module, output, squeeze)
+    else:
+        network, said = _before(probe, module, output, ending, squeeze)
+        notes += (said,)
+    network.notes = notes
+    return network
+
+
+def _network(probe: Probe, module: nn.Module, output: Tensor, squeeze: bool) -> Network:
+    """A module split before its last linear layer where that can be proven, else whole."""
     parts = _split(module)
-    if parts is not None and _same(name, module, nn.Sequential(*parts), info):
+    if parts is not None and _same(probe, output, parts):
         return Network(*parts, squeeze=squeeze)
     return Network(module, None, squeeze=squeeze)
+
+
+def _to_float32(name: str, module: nn.Module) -> tuple[str, ...]:
+    """Bring a module of half precision there in place; what there is to say of it."""
+    state = (*module.parameters(), *module.buffers())
+    half = {t.dtype for t in state} & {torch.float16, torch.bfloat16}
+    if not half:
+        return ()
+    module.float()
+    given = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
+    return (
+        f"model '{name}' came in {given}; it trains in float32 (training.precision: bfloat16 "
+        "computes in bfloat16)",
+    )
+
+
+def _before(
+    probe: Probe, module: nn.Module, output: Tensor, ending: endings.Ending, squeeze: bool
+) -> tuple[Network, str]:
+    """The network that gives the scores before its ending, and what there is to say of it.
+
+    A module is left out where the probe proves it: applied to the scores, it gives the output.
+    What a function made of the scores is turned back into them.
+    """
+    name, words = probe.name, endings.WORDS[ending]
+    for bare, last in endings.last_modules(module):
+        found = scores(probe.run(bare))
+        if found.shape == output.shape and _close(last(found), output):
+            network = _network(probe, bare, found, squeeze)
+            return network, (
+                f"model '{name}' ends in {last}, which is left out: the study trains on the "
+                "scores before it, and what it finds wants them too"
+            )
+    advice = f"return the scores themselves, without {words}"
+    rows = endings.sums_to_one(output, ending) and probe.info.task != "multilabel"
+    if ending != "sigmoid" and not rows:
+        raise ModelError(
+            f"model '{name}' ends in {words} and gives {batch_shape(output.shape)}, which says "
+            f"nothing for {probe.info.task}; {advice}"
+        )
+    taken = {
+        "sigmoid": "the study trains on the log-odds of what it gives",
+        "softmax": "its rows sum to 1, and the study trains on their logarithm, which is the "
+        "scores up to a constant in each row",
+        "log_softmax": "what it gives is taken as scores, which it is up to a constant in each "
+        "row",
+    }[ending]
+    if ending != "log_softmax":
+        module = endings.Scores(module, ending)
+    network = Network(module, None, squeeze=squeeze)
+    return network, f"model '{name}' ends in {words}: {taken}. Better {advice}"
 
 
 def _split(module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
@@ -174,22 +263,20 @@ def _output_path(module: nn.Module) -> str | None:
     return None
 
 
-def _same(name: str, whole: nn.Module, split: nn.Module, info: DataLike) -> bool:
-    """Whether the split module scores a random batch as the whole one does."""
-    inputs = _probe(info, like=whole)
-    expected = scores(_run(name, whole, inputs, info))
-    with evaluating(split), torch.no_grad():
+def _same(probe: Probe, expected: Tensor, parts: tuple[nn.Module, nn.Module]) -> bool:
+    """Whether the parts score the probe as the whole module did."""
+    backbone, head = parts
+    with evaluating(nn.ModuleList(parts)), torch.no_grad():
         try:
-            embeddings = split[0](inputs)  # type: ignore[index]
-            found = split[1](embeddings)  # type: ignore[index]
+            embeddings = fed(backbone, probe.inputs(nn.ModuleList(parts)))
+            found = head(embeddings)
         except Exception:
             return False
-    return (
-        isinstance(embeddings, Tensor)
-        and embeddings.ndim == 2
-        and found.shape == expected.shape
-        and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    )
+    return isinstance(embeddings, Tensor) and embeddings.ndim == 2 and _close(found, expected)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def _to_cosine(name: str, network: Network, scale: float) -> None:
@@ -205,8 +292,9 @@ def _to_cosine(name: str, network: Network, scale: float) -> None:
     network.head = head
 
 
-def _width(name: str, backbone: nn.Module, info: DataLike) -> int:
-    embeddings = _run(name, backbone, _probe(info, like=backbone), info)
+def _width(probe: Probe, backbone: nn.Module) -> int:
+    name = probe.name
+    embeddings = probe.run(backbone)
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
         shape = getattr(embeddings, "shape", type(embeddings).__name__)
         raise ModelError(f"backbone '{name}' must give embeddings [B, E], and gives {shape}")
@@ -219,41 +307,22 @@ def _width(name: str, backbone: nn.Module, info: DataLike) -> int:
     return width
 
 
-def _check_outputs(name: str, network: Network, info: DataLike) -> None:
-    inputs = _probe(info, like=network)
-    logits = _run(name, network, inputs, info)["logits"]
+def _check_outputs(probe: Probe, network: Network) -> None:
+    name, info = probe.name, probe.info
+    logits = probe.run(network)["logits"]
+    samples = len(tensors(probe.inputs(network))[0])
     single = info.num_outputs == 1 and network.squeeze
-    wanted = (len(inputs),) if single else (len(inputs), info.num_outputs)
+    wanted = (samples,) if single else (samples, info.num_outputs)
+    if info.task == "binary" and tuple(logits.shape) == (samples, 2):
+        network.two = True
+        network.notes += (
+            f"model '{name}' gives two scores for two classes; the second less the first is the "
+            "one score of a binary task, and so it is for what is found here",
+        )
+        return
     if tuple(logits.shape) != wanted:
         raise ModelError(
-            f"model '{name}' gives scores of shape {_batch(logits.shape)} and {info.task} with "
-            f"{info.num_outputs} output{'s' * (info.num_outputs != 1)} needs {_batch(wanted)}; "
-            "set the size of its last layer"
+            f"model '{name}' gives scores of shape {batch_shape(logits.shape)} and {info.task} "
+            f"with {info.num_outputs} output{'s' * (info.num_outputs != 1)} needs "
+            f"{batch_shape(wanted)}; set the size of its last layer"
         )
-
-
-def _batch(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(['B', *map(str, shape[1:])])}]"
-
-
-def _probe(info: DataLike, like: nn.Module) -> Tensor:
-    """Two samples of noise, where the module's parameters are and of their type."""
-    if info.kind == "other" and any(isinstance(m, nn.Embedding) for m in like.modules()):
-        return torch.zeros(2, *info.input_shape, dtype=torch.int64)  # tokens
-    first = next((p for p in like.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.randn(2, *info.input_shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(first)
-
-
-def _run(name: str, module: nn.Module, inputs: Tensor, info: DataLike) -> Any:
-    with evaluating(module), torch.no_grad():
-        try:
-            return module(inputs)
-        except ModelError:
-            raise
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ModelError(
-                f"model '{name}' does not take inputs of shape {_batch(inputs.shape)} "
-                f"(kind '{info.kind}'): {reason}"
-            ) from error

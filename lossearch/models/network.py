@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossearch.components.inputs import Inputs, fed
 from lossearch.errors import ModelError
 
 
@@ -67,9 +68,14 @@ class Frozen(nn.Module):
         self.backbone.eval()
         return self
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @property
+    def wrapped(self) -> nn.Module:
+        """The backbone, whose arguments these are."""
+        return getattr(self.backbone, "wrapped", self.backbone)
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         with torch.no_grad():
-            return self.backbone(inputs)
+            return self.backbone(*inputs, **named)
 
 
 class Network(nn.Module):
@@ -80,26 +86,46 @@ class Network(nn.Module):
         head: Embeddings to scores ``[B, C]``; ``None`` where the backbone is a module that cannot
             be split, which then gives its scores alone.
         squeeze: Give a single score as ``[B]`` rather than ``[B, 1]``.
+        two: It scores both classes of a binary task, ``[B, 2]``: the second score less the first
+            is the one that counts, as their softmax has it.
+
+    Attributes:
+        notes: What a person should know of how the network was taken, a sentence each.
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module | None, *, squeeze: bool = True
+        self,
+        backbone: nn.Module,
+        head: nn.Module | None,
+        *,
+        squeeze: bool = True,
+        two: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.squeeze = squeeze
+        self.squeeze, self.two = squeeze, two
+        self.notes: tuple[str, ...] = ()
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """``logits`` (``[B, C]``, a single one as ``[B]``) and, with a head, ``embeddings``."""
         if self.head is None:
-            return {"logits": self._shape(scores(self.backbone(inputs)))}
-        embeddings = self.backbone(inputs)
-        return {"logits": self._shape(self.head(embeddings)), "embeddings": embeddings}
+            return {"logits": self.shaped(scores(fed(self.backbone, inputs)))}
+        embeddings = fed(self.backbone, inputs)
+        return {"logits": self.shaped(self.head(embeddings)), "embeddings": embeddings}
+
+    def shaped(self, scores: Tensor) -> Tensor:
+        """The logits, from what the head or the module gives."""
+        if self.two:
+            return scores[:, 1] - scores[:, 0]
+        single = self.squeeze and scores.ndim == 2 and scores.shape[1] == 1
+        return scores[:, 0] if single else scores
 
     @property
     def weight(self) -> nn.Parameter | None:
         """The classifier's weight ``[C, E]``, if the head has one."""
+        if self.two:  # a row for each class, and there is one score
+            return None
         weight = getattr(self.head, "weight", None)
         return weight if isinstance(weight, nn.Parameter) and weight.ndim == 2 else None
 
@@ -115,18 +141,17 @@ class Network(nn.Module):
             return ("logits",)
         return ("logits", "embeddings") + (("weight",) if self.weight is not None else ())
 
-    def _shape(self, logits: Tensor) -> Tensor:
-        single = self.squeeze and logits.ndim == 2 and logits.shape[1] == 1
-        return logits[:, 0] if single else logits
-
 
 def scores(output: Any) -> Tensor:
-    """The scores in what a user's module returns: a tensor, a mapping or a tuple of tensors.
+    """The scores in what a user's module returns: a tensor, or what holds one.
+
+    Mappings and objects (a dataclass, a ``ModelOutput``) hold it as ``logits``, tuples as their
+    first part.
 
     Raises:
         ModelError: there is no tensor where the scores belong.
     """
-    first = output
+    first = getattr(output, "logits", output)
     if isinstance(output, Mapping):
         first = output["logits"] if "logits" in output else next(iter(output.values()), None)
     elif isinstance(output, (tuple, list)):
@@ -134,6 +159,6 @@ def scores(output: Any) -> Tensor:
     if not isinstance(first, Tensor):
         raise ModelError(
             f"the model returns {type(output).__name__}; return the scores as a tensor, as the "
-            "first of a tuple, or as 'logits' of a dict"
+            "first of a tuple, or as 'logits' of a dict or a dataclass"
         )
     return first

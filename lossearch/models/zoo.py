@@ -45,6 +45,7 @@ def linear(data: DataLike) -> nn.Module:
     Args:
         data: What the data look like.
     """
+    _refuse_others("linear", data)
     return Embedder(nn.Flatten(), num_features=math.prod(data.input_shape))
 
 
@@ -66,6 +67,7 @@ def mlp(
         activation: The nonlinearity.
         batch_norm: Normalise each hidden layer over the batch, before its nonlinearity.
     """
+    _refuse_others("mlp", data)
     width = math.prod(data.input_shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for units in hidden:
@@ -152,6 +154,14 @@ def nearest_timm(name: str, also: list[str]) -> list[str]:
     bare = name.split(".")[0].lower()
     close = difflib.get_close_matches(bare, known, n=5, cutoff=0.6)
     return close or [known_name for known_name in known if bare in known_name][:5]
+
+
+def _refuse_others(name: str, data: DataLike) -> None:
+    if data.kind == "several":
+        raise ModelError(
+            f"model '{name}' reads one tensor, and the data give several inputs; pass a module of "
+            "your own, whose forward() takes them"
+        )
 
 
 def _find(architecture: str) -> tuple[Callable[..., Any], Any]:

@@ -18,6 +18,7 @@ from lossearch.errors import StudyError, unknown
 from lossearch.executors import make_executor
 from lossearch.executors.bench import open_bench
 from lossearch.feasibility import read_objective
+from lossearch.models import Factory
 from lossearch.space import Between
 from lossearch.spec import ObjectiveSpec
 from lossearch.study.config import StudyConfig
@@ -61,7 +62,7 @@ def run_comparison(
     seeds: int,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     heard: Heard = lambda done, total: None,
 ) -> list[Row]:
     """Train each objective on each seed; see :func:`lossearch.compare`.

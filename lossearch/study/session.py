@@ -17,11 +17,13 @@ from lossearch.documents import dump_yaml, read_yaml
 from lossearch.errors import BusyError, StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.executors.bench import open_bench
+from lossearch.models import Factory
 from lossearch.objective import Objective, load_objective
 from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
 from lossearch.registry import Registry
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
+from lossearch.study.fitting import in_words
 from lossearch.study.folder import Folder, claimed
 from lossearch.study.journal import Listener
 from lossearch.study.run import Run
@@ -81,7 +83,7 @@ def start(
     config: StudyConfig,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     display: Begin | None = None,
 ) -> StudyResult:
     """Run a new study.
@@ -99,7 +101,7 @@ def _start(
     folder: Folder,
     ledger: Ledger,
     dataset: Dataset | None,
-    module: nn.Module | None,
+    module: nn.Module | Factory | None,
     display: Begin | None,
 ) -> StudyResult:
     if isinstance(config.space, str) and config.space.endswith((".yaml", ".yml")):
@@ -122,7 +124,7 @@ def resume(
     path: str | Path,
     *,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
     display: Begin | None = None,
     trust: bool = False,
 ) -> StudyResult:
@@ -150,7 +152,7 @@ def _resume(
     folder: Folder,
     ledger: Ledger,
     dataset: Dataset | None,
-    module: nn.Module | None,
+    module: nn.Module | Factory | None,
     display: Begin | None,
     trust: bool,
 ) -> StudyResult:
@@ -168,8 +170,6 @@ def _resume(
                 "lossearch.search(..., resume_existing=True)"
             )
     _refuse_changes(config, folder, state.study["config"])
-    if module is not None and repr(module) != state.study["model"]:
-        raise StudyError("the model is not the one that this study began with; pass that one")
     files = _files(state)
     require(
         files,
@@ -178,6 +178,8 @@ def _resume(
         f"`lossearch resume {folder.path} --trust`, or trust=True from Python, runs it",
     )
     setup = set_up(config, files=files, dataset=dataset, module=module)
+    if in_words(setup.model, setup.network, None) not in (None, state.study["model"]):
+        raise StudyError("the model is not the one that this study began with; pass that one")
     was = state.study["data"]["fingerprint"]
     if setup.data.info.fingerprint != was:
         raise StudyError(
@@ -238,7 +240,7 @@ def _study_row(setup: Setup, document: dict[str, Any]) -> dict[str, Any]:
         "maximize": setup.metric.maximize,
         "deciding": {m.name: m.maximize for m in setup.deciding},
         "data": {"name": setup.config.data.name, **dataclasses.asdict(setup.data.info)},
-        "model": repr(setup.model) if isinstance(setup.model, nn.Module) else document["model"],
+        "model": in_words(setup.model, setup.network, document["model"]),
         "versions": {**versions(), "python": platform.python_version()},
         "plugins": [dataclasses.asdict(p) for p in setup.plugins.loaded],
         "files": [dataclasses.asdict(f) for f in setup.files],

@@ -19,12 +19,13 @@ from lossearch.documents import parse, read_yaml
 from lossearch.errors import InfeasibleError, StudyError, unknown
 from lossearch.feasibility import FIXED_EMBEDDINGS, SOFT_TARGETS
 from lossearch.features import HEAD, cached
-from lossearch.models import Network, build_network, thawed
+from lossearch.models import Factory, Model, Network, thawed
 from lossearch.plugins import FilePlugin, Plugins, load_plugins, read_plugin_files
 from lossearch.registry import Registry
 from lossearch.space import Space
 from lossearch.spec import ComponentSpec, ObjectiveSpec
 from lossearch.study.config import StudyConfig
+from lossearch.study.fitting import fitted, refuse_lone_samples
 from lossearch.training import Job, Recipe
 from lossearch.training.evaluate import refuse_valueless
 from lossearch.training.inspection import Inspection
@@ -58,7 +59,7 @@ class Setup:
     plugins: Plugins
     files: tuple[FilePlugin, ...]
     data: Data
-    model: Any
+    model: Model
     network: Network
     available: frozenset[str]
     space: Space
@@ -223,7 +224,7 @@ def set_up(
     *,
     files: tuple[FilePlugin, ...] | None = None,
     dataset: Dataset | None = None,
-    module: nn.Module | None = None,
+    module: nn.Module | Factory | None = None,
 ) -> Setup:
     """Load, split and compile everything, refusing what cannot work before it costs anything.
 
@@ -231,7 +232,7 @@ def set_up(
         config: The study.
         files: One-file plugins; read from ``config.plugins`` where left out.
         dataset: The user's own data, in place of ``config.data``'s loader.
-        module: The user's own model.
+        module: The user's own model, or what makes it.
 
     Raises:
         LossearchError: with what was given, what is allowed, and what to do.
@@ -263,13 +264,13 @@ def set_up(
         },
     )
     model = module if module is not None else config.model
-    with torch.random.fork_rng(devices=[]):  # one seed gives one backbone, pretrained or not
-        torch.manual_seed(config.seed)
-        network = build_network(model, data.info, registry)
+    network, data = fitted(model, data, registry, config.seed)
     _check_stages(config, network)
     providers = [registry.get(p.name, "provider") for p in config.providers]
-    # refused now rather than by every trial: bags that no batch holds, providers that cannot run
+    # refused now rather than by every trial: bags that no batch holds, batches of one sample for
+    # a batch norm, providers that cannot run
     data.train.batches(config.training.batch_size, generator=torch.Generator())
+    refuse_lone_samples(config, network, model, data, registry)
     facts = {**facts_of(data), "seed": config.seed}
     provided = try_providers(network, config.providers, registry, data, facts)
     available = available_fields(task, (*network.gives, *data.train.gives), providers)
@@ -278,6 +279,8 @@ def set_up(
         available |= {FIXED_EMBEDDINGS}
     if data.info.soft_targets:
         available |= {SOFT_TARGETS}
+    if data.info.kind == "several":
+        available -= {"inputs"}  # a component reads one tensor
     where = {"registry": registry, "task": task, "available": available}
     setup = Setup(
         config=config,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from lossearch.components.inputs import Inputs, each
 from lossearch.training.plan import Plan
 from lossearch.training.stacked import Stack, sample_of
 
@@ -49,12 +50,12 @@ class Choice:
         if self.plan.device.type == "cpu":
             return most if self.pays(most) else 1
         best, size = 1.0, 1
-        for each in (s for s in _SIZES if s <= most):
-            gain = self.gain(each)
+        for tried in (s for s in _SIZES if s <= most):
+            gain = self.gain(tried)
             if gain < WORTH:
                 break
             if gain > 1.1 * best:  # a larger one that gains little only costs memory
-                best, size = gain, each
+                best, size = gain, tried
         return min(size, self.most)
 
     def gain(self, size: int) -> float:
@@ -121,17 +122,18 @@ class Choice:
             self.problem = f"the model cannot be stacked: {line}"
             return 0.0
 
-    def _check(self, stack: Stack, inputs: torch.Tensor) -> None:
+    def _check(self, stack: Stack, inputs: Inputs) -> None:
         """A stack must score as the network does."""
         network = self.plan.network(0).to(self.plan.device).eval()
         with torch.no_grad():
-            expected = network(inputs[:8])["logits"]
-        found = stack.evaluate(inputs[:8])
+            few = each(lambda tensor: tensor[:8], inputs)
+            expected = network(few)["logits"]
+        found = stack.evaluate(few)
         for row in (found[0], found[-1]):
             if not torch.allclose(row, expected, rtol=_SAME, atol=_SAME):
                 raise ValueError("stacked, it gives other outputs than alone")
 
-    def _single(self, inputs: torch.Tensor) -> Callable[[], None]:
+    def _single(self, inputs: Inputs) -> Callable[[], None]:
         network = self.plan.network(0).to(self.plan.device).train()
         weights = [p for p in network.parameters() if p.requires_grad]
         optimizer = self.plan.optimizer(list(weights), [], {"lr": 1e-4, "weight_decay": 0.0})
@@ -145,7 +147,7 @@ class Choice:
 
         return step
 
-    def _stacked(self, stack: Stack, inputs: torch.Tensor) -> None:
+    def _stacked(self, stack: Stack, inputs: Inputs) -> None:
         rows = range(stack.size)
         with self.plan.autocast():
             outputs = stack(inputs, only_logits=True)

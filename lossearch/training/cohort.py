@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lossearch.components import Bound
+from lossearch.components.inputs import without_several
 from lossearch.objective import cosine_scale
 from lossearch.training import checkpoint
 from lossearch.training.groups import OUTPUTS, Group, Part, Slice, signature
@@ -85,7 +86,7 @@ class Cohort:
                     member.optimizer.zero_grad(set_to_none=True)
             with plan.autocast():
                 outputs = stack(batch["inputs"], only_logits=self._only_logits)
-                totals += self._learn(batch, outputs)
+                totals += self._learn(without_several(batch), outputs)
             self._step(plan.factor(step))
             step += 1
             if any(m.error is not None for m in self.members):

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossearch.components import Bound
 from lossearch.data import Data
-from lossearch.models import ModelConfig, Network, build_network
+from lossearch.models import Model, Network, build_network
 from lossearch.objective import Objective
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
@@ -30,7 +30,7 @@ class Plan:
 
     Args:
         data: The splits.
-        model: The model's config, or the user's own module.
+        model: The model's config, or the user's own module, or what makes it.
         training: The training config.
         metric: The metric that early stop and rungs look at.
         providers: Components that make further batch fields.
@@ -39,7 +39,7 @@ class Plan:
     def __init__(
         self,
         data: Data,
-        model: ModelConfig | nn.Module,
+        model: Model,
         training: TrainingConfig,
         metric: Bound,
         registry: Registry,
@@ -51,6 +51,7 @@ class Plan:
         self.dtype = pick_precision(training.precision, self.device)
         self.steps_per_epoch = data.train.steps(training.batch_size)
         self.total_steps = self.steps_per_epoch * training.epochs
+        self._samples = data.samples()
         self.class_counts = torch.tensor(data.info.class_counts, device=self.device)
 
     def objective(self, spec: ObjectiveSpec, seed: int) -> Objective:
@@ -62,7 +63,11 @@ class Plan:
         """The network with a seed's weights; what training draws follows from the seed too."""
         torch.manual_seed(seed)
         return build_network(
-            self.model, self.data.info, self.registry, cosine_scale=cosine_scale
+            self.model,
+            self.data.info,
+            self.registry,
+            cosine_scale=cosine_scale,
+            samples=self._samples,
         )
 
     def optimizer(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.components import Bound, Component
+from lossearch.components.inputs import fed, without_several
 from lossearch.data import Data
 from lossearch.errors import LossearchError, StudyError
 from lossearch.models import Network
@@ -74,7 +75,8 @@ class Fields(nn.Module):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with the network's outputs and every provided field that is read."""
-        fields: dict[str, Any] = {**batch, **self.network(batch["inputs"]), "model": self.network}
+        outputs = self.network(batch["inputs"])
+        fields = without_several({**batch, **outputs, "model": self.network})
         if "weight" in self.reads:
             fields["weight"] = self.network.weight
         if self._regression:
@@ -114,6 +116,13 @@ def try_providers(
         StudyError: it fails in another way.
     """
     components = [registry.get(p.name, "provider") for p in providers]
+    if data.info.kind == "several":
+        for component in components:
+            if "inputs" in component.fields:
+                raise StudyError(
+                    f"provider {component.name} reads 'inputs' as one tensor, and these data give "
+                    f"several ({', '.join(data.info.shapes)}); leave it out"
+                )
     task, gives = data.info.task, (*network.gives, *data.train.gives)
     fields = available_fields(task, gives, components)
     runs = [p for p, c in zip(providers, components, strict=True) if set(c.fields) <= fields]
@@ -124,18 +133,20 @@ def try_providers(
     }
     with torch.random.fork_rng(devices=[]):
         own = copy.deepcopy(network).eval()
-        if own.frozen:  # what trains is a head on its embeddings
-            batch["inputs"] = own.backbone(batch["inputs"])
-            own = Network(nn.Flatten(), own.head, squeeze=own.squeeze)
         given = {"task": task, **facts}
         try:
+            failing = "the model"
+            if own.frozen:  # what trains is a head on its embeddings
+                batch["inputs"] = fed(own.backbone, batch["inputs"])
+                own = Network(nn.Flatten(), own.head, squeeze=own.squeeze, two=own.two)
+            own(batch["inputs"])
+            failing = f"a provider ({', '.join(p.name for p in runs)})"
             made = Fields(own, runs, registry, fields, given)(batch)
         except LossearchError:
             raise
         except Exception as error:  # whatever a plugin raises
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
-            names = ", ".join(p.name for p in runs)
-            raise StudyError(f"a provider ({names}) fails on training samples: {line}") from error
+            raise StudyError(f"{failing} fails on the first training samples: {line}") from error
     return {c.name: tuple(f for f in c.gives if made.get(f) is not None) for c in components}
 
 

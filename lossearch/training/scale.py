@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lossearch.components.inputs import fed, without_several
 from lossearch.components.modes import process_state_kept
 from lossearch.grouped import Grouped, by_signature
 from lossearch.models import CosineHead
@@ -47,8 +48,9 @@ class Scale:
             order = torch.Generator().manual_seed(seed)
             self.batch = next(iter(plan.batches(order, 0)))
             split = self.network.head is not None
-            whole = self.network.backbone if split else self.network
-            outputs = whole(self.batch["inputs"])
+            inputs = self.batch["inputs"]
+            outputs = fed(self.network.backbone, inputs) if split else self.network(inputs)
+        self.batch = without_several(self.batch)
         self.embeddings: Tensor | None = outputs if split else None
         self.logits: Tensor | None = None if split else outputs["logits"]
         self.reference = self.norm(reference)
@@ -119,7 +121,7 @@ class Scale:
         most = max(1, TOGETHER // max(o.numel() for o in outputs.values()))
         found: list[float] = []
         for begin in range(0, len(same), most):
-            some = Grouped(same[begin : begin + most], self.batch["inputs"].device)
+            some = Grouped(same[begin : begin + most], self.plan.device)
             own = {
                 n: o.repeat(some.size, *([1] * o.ndim)).requires_grad_()
                 for n, o in outputs.items()
@@ -153,11 +155,9 @@ class Scale:
             outputs, width = weight.shape
             head = CosineHead(width, outputs, cosine)
             head.weight = weight  # one seed starts both heads alike
-        logits = head(embeddings)
-        if self.network.squeeze and logits.ndim == 2 and logits.shape[1] == 1:
-            logits = logits[:, 0]
+        logits = self.network.shaped(head(embeddings))
         fields = {**self._fields(logits), "embeddings": embeddings}
-        if isinstance(weight := getattr(head, "weight", None), Tensor):
+        if not self.network.two and isinstance(weight := getattr(head, "weight", None), Tensor):
             fields["weight"] = weight
         return [*head.parameters(), embeddings], fields
 

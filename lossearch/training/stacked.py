@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from lossearch.components.inputs import Inputs
 from lossearch.errors import ModelError
 from lossearch.models import Network
 from lossearch.training.blocks import Blocks
@@ -48,7 +49,7 @@ class Stack:
         network: Network,
         size: int,
         training: TrainingConfig,
-        sample: Tensor,
+        sample: Inputs,
         owner: Any = None,
     ) -> None:
         self.size, self.training, self.owner = size, training, owner or network
@@ -102,7 +103,7 @@ class Stack:
         """Training or evaluation mode."""
         self.skeleton.train(mode)
 
-    def __call__(self, inputs: Tensor, *, only_logits: bool = False) -> Outputs:
+    def __call__(self, inputs: Inputs, *, only_logits: bool = False) -> Outputs:
         """Every row's ``logits`` and, with a head, ``embeddings``, ``[rows, B, ...]``.
 
         Rows draw alike: trained alone, each would draw the same from the same seed.
@@ -113,19 +114,22 @@ class Stack:
         """
         self._pending = self._blocks(inputs) if only_logits and self.replayable else None
         if self._pending is not None:
+            assert isinstance(inputs, Tensor)
             return {"logits": self._pending.forward(inputs)}
         return self._forward({**self.parameters, **self.buffers}, inputs, self.shared)
 
     def _forward(
-        self, rows: Mapping[str, Tensor], inputs: Tensor, shared: Mapping[str, Tensor]
+        self, rows: Mapping[str, Tensor], inputs: Inputs, shared: Mapping[str, Tensor]
     ) -> Outputs:
-        def one(row: Mapping[str, Tensor], inputs: Tensor) -> Outputs:
+        def one(row: Mapping[str, Tensor], inputs: Inputs) -> Outputs:
             return functional_call(self.skeleton, {**shared, **row}, (inputs,))
 
         return vmap(one, in_dims=(0, None), randomness="same")(rows, inputs)
 
-    def _blocks(self, inputs: Tensor) -> Blocks | None:
+    def _blocks(self, inputs: Inputs) -> Blocks | None:
         """The recorded kernels for batches like this one; ``None`` where they cannot be."""
+        if not isinstance(inputs, Tensor):
+            return None
         key = self.skeleton.training, inputs.shape, inputs.dtype
         if key not in self._recorded:
             try:
@@ -142,7 +146,7 @@ class Stack:
                 self._recorded[key] = None
         return self._recorded[key]
 
-    def evaluate(self, inputs: Tensor) -> Tensor:
+    def evaluate(self, inputs: Inputs) -> Tensor:
         """Every row's logits, in evaluation mode, without gradients."""
         self.train(False)
         with torch.no_grad():
@@ -335,7 +339,7 @@ class Stack:
                 tensors[i][row].copy_(state[kind])
 
 
-def sample_of(plan: Plan) -> Tensor:
+def sample_of(plan: Plan) -> Inputs:
     """A few training inputs, for :class:`Stack`."""
     return next(iter(plan.data.train.batches(4, device=plan.device)))["inputs"]
 
@@ -371,7 +375,7 @@ def _canonical(network: Network) -> dict[str, str]:
     return {key: names[id(value)] for key, value in state.items()}
 
 
-def _changing(network: Network, sample: Tensor) -> frozenset[str]:
+def _changing(network: Network, sample: Inputs) -> frozenset[str]:
     """The buffers that a row must have of its own: those that a training step changes, and scales.
 
     Constants, such as an index of positions, are better shared.

@@ -10,7 +10,7 @@ from torch import nn
 
 from lossearch.components import Bound
 from lossearch.data import Data
-from lossearch.models import CosineHead, ModelConfig
+from lossearch.models import CosineHead, Model
 from lossearch.objective import cosine_scale
 from lossearch.registry import Registry
 from lossearch.spec import ComponentSpec, ObjectiveSpec
@@ -47,7 +47,7 @@ class Trainer(Progress):
     Args:
         spec: The objective.
         data: The splits.
-        model: The model's config, or the user's own module.
+        model: The model's config, or the user's own module, or what makes it.
         training: The training config.
         values: The tunable settings as the search chose them: ``lr`` and ``weight_decay``.
         metric: The metric that early stop and rungs look at.
@@ -58,7 +58,7 @@ class Trainer(Progress):
         self,
         spec: ObjectiveSpec,
         data: Data,
-        model: ModelConfig | nn.Module,
+        model: Model,
         training: TrainingConfig,
         values: dict[str, float],
         metric: Bound,

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from lossearch.data import Data
-from lossearch.models import ModelConfig
+from lossearch.models import Model
 from lossearch.plugins import FilePlugin, PluginInfo
 from lossearch.spec import ComponentSpec
 from lossearch.training.config import TrainingConfig
@@ -28,7 +26,7 @@ class Recipe:
     """All that the units of a study share."""
 
     data: Data
-    model: ModelConfig | nn.Module
+    model: Model
     training: TrainingConfig
     metrics: tuple[ComponentSpec, ...]  # the first one decides
     checkpoints: Path

@@ -235,14 +235,14 @@ def test_a_torch_dataset_of_tensors() -> None:
 def test_items_of_other_kinds_are_refused() -> None:
     class Dicts(Vectors):
         def __getitem__(self, position: int) -> Any:
-            return {"image": 1}
+            return {"image": 1, "name": "one"}
 
     class Text(Vectors):
         def __getitem__(self, position: int) -> Any:
             return "words", 0
 
     targets = np.arange(20) % 2
-    with pytest.raises(DataError, match="dict with image"):
+    with pytest.raises(DataError, match=r"'name', in the input of item .*, is a str"):
         prepare_dataset(as_dataset(Dicts(), targets))
     with pytest.raises(DataError, match="inputs are str objects"):
         prepare_dataset(as_dataset(Text(), targets))

@@ -303,7 +303,7 @@ def test_what_users_cannot_give() -> None:
         (frame, None, "no targets for this DataFrame"),
         ((1, 2, 3), None, "not a tuple of 3"),
         ("digits", [0], "type str are not understood"),
-        ([[1], [1, 2]], [0, 1], "not an array"),
+        ([[1], [1, 2]], [0, 1], r"sample 0 has the shape \(1,\) and sample 1 \(2,\)"),
         (Stream(), None, "map-style"),
     ):
         with pytest.raises(DataError, match=message):

@@ -34,7 +34,7 @@ class Closed(nn.Module):
         self.fc = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x).log_softmax(1)
+        return self.fc(x).tanh()
 
 
 def test_frozen_backbone_never_changes(registry: Registry) -> None:

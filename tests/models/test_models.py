@@ -20,6 +20,7 @@ from lossearch.models import (
     LinearHead,
     ModelConfig,
     Network,
+    WantsIntegers,
     build_network,
 )
 from lossearch.registry import Registry
@@ -188,9 +189,9 @@ class Net(nn.Module):
         return getattr(self, self.last)(self.body(x).relu())
 
 
-class Normalised(Net):
+class Bounded(Net):
     def forward(self, x: Tensor) -> Tensor:  # something follows the last layer
-        return super().forward(x).log_softmax(1)
+        return super().forward(x).tanh()
 
 
 class Several(nn.Module):
@@ -232,7 +233,7 @@ def test_timm_like_module_is_split(registry: Registry) -> None:
     assert module.get_classifier().out_features == 3
 
 
-@pytest.mark.parametrize("make", [Normalised, lambda: Several("tuple"), lambda: Several("dict")])
+@pytest.mark.parametrize("make", [Bounded, lambda: Several("tuple"), lambda: Several("dict")])
 def test_what_cannot_be_split_gives_its_scores_alone(registry: Registry, make: Any) -> None:
     module = make()
     network = build_network(module, Info(), registry)
@@ -276,7 +277,7 @@ def test_modes_are_kept_and_no_global_randomness_is_used(registry: Registry) -> 
         (ModelConfig(name="vit_tiny_patch16_224"), Info(kind="image", input_shape=(3, 9, 9)),
          "vit_tiny_patch16_224"),
         (Net(7), Info(), r"gives scores of shape \[B, 7\].*needs \[B, 3\]"),
-        (Net(2), Info("binary", 1), r"gives scores of shape \[B, 2\].*needs \[B\]"),
+        (Net(4), Info("binary", 1), r"gives scores of shape \[B, 4\].*needs \[B\]"),
         (Net(3), Info(input_shape=(9,)), r"does not take inputs of shape \[B, 9\]"),
         (Several("none"), Info(), "returns NoneType"),
         (nn.Flatten(), Info(num_outputs=5), "no parameters to train"),
@@ -321,9 +322,13 @@ def test_opaque_network_has_no_head() -> None:
 
 
 def test_tokens_reach_an_embedding(registry: Registry) -> None:
-    module = nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 3))
-    module2 = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 3))
-    info = Info(kind="other")
-    assert "weight" in build_network(module2, info, registry).gives
-    with pytest.raises(ModelError, match="does not take inputs"):
+    module = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 3))
+    info = Info(kind="tokens")
+    tokens = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    network = build_network(module, info, registry, samples=tokens)
+    assert "weight" in network.gives
+    assert torch.allclose(network(tokens)["logits"], module(tokens))
+    with pytest.raises(WantsIntegers, match="holds an embedding, which takes whole numbers"):
         build_network(module, Info(), registry)
+    with pytest.raises(ModelError, match=r"form int64 \[B, 5\].*index out of range"):
+        build_network(module, info, registry, samples=tokens + 1)
