@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import Dataset as TorchDataset
 
 from lossearch.components import TASKS
 from lossearch.data.items import TARGETS, as_inputs, parted, refuse_unequal, shapes_of
@@ -165,9 +165,9 @@ def _pair(data: Any, targets: Any) -> tuple[Inputs, Any]:
         )
     if isinstance(data, Mapping):
         return {str(name): _one_input(part) for name, part in data.items()}, targets
-    if isinstance(data, tuple) and data and all(isinstance(part, _ARRAYS) for part in data):
-        if len({len(part) for part in data} | {len(targets)}) == 1:
-            return data, targets
+    arrays = isinstance(data, tuple) and all(isinstance(part, _ARRAYS) for part in data)
+    if arrays and {len(part) for part in data} == {len(targets)}:  # and not samples in a tuple
+        return data, targets
     return _one_input(data), targets
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lossearch.data.dataset import Dataset, ImageFiles
 from lossearch.components.inputs import tensors
+from lossearch.data.dataset import Dataset, ImageFiles
 from lossearch.data.inputs import Images, Items, Source, Tensors, decode, item_input
 from lossearch.data.items import (
     Shapes,

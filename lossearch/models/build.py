@@ -201,8 +201,8 @@ def _before(
         if found.shape == output.shape and _close(last(found), output):
             network = _network(probe, bare, found, squeeze)
             return network, (
-                f"model '{name}' ends in {last}, which is left out: the study trains on the scores "
-                "before it, and what it finds wants them too"
+                f"model '{name}' ends in {last}, which is left out: the study trains on the "
+                "scores before it, and what it finds wants them too"
             )
     advice = f"return the scores themselves, without {words}"
     rows = endings.sums_to_one(output, ending) and probe.info.task != "multilabel"
@@ -321,8 +321,8 @@ def _check_outputs(probe: Probe, network: Network) -> None:
         )
         return
     if tuple(logits.shape) != wanted:
+        outputs = f"{info.num_outputs} output{'s' * (info.num_outputs != 1)}"
         raise ModelError(
-            f"model '{name}' gives scores of shape {batch_shape(logits.shape)} and {info.task} with "
-            f"{info.num_outputs} output{'s' * (info.num_outputs != 1)} needs {batch_shape(wanted)}; "
-            "set the size of its last layer"
+            f"model '{name}' gives scores of shape {batch_shape(logits.shape)} and {info.task} "
+            f"with {outputs} needs {batch_shape(wanted)}; set the size of its last layer"
         )

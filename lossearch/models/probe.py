@@ -14,7 +14,6 @@ from lossearch.errors import ModelError
 from lossearch.models.network import Network
 from lossearch.models.zoo import DataLike
 
-
 _OF_INTEGERS = (nn.Embedding, nn.EmbeddingBag)
 
 

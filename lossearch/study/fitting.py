@@ -11,7 +11,7 @@ from torch import nn
 
 from lossearch.components.inputs import each
 from lossearch.data import Data
-from lossearch.errors import ModelError, StudyError
+from lossearch.errors import StudyError
 from lossearch.models import Factory, Model, Network, WantsIntegers, build_network, thawed
 from lossearch.registry import Registry
 from lossearch.study.config import StudyConfig

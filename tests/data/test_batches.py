@@ -242,7 +242,7 @@ def test_items_of_other_kinds_are_refused() -> None:
             return "words", 0
 
     targets = np.arange(20) % 2
-    with pytest.raises(DataError, match="'name', in the input of item .*, is a str"):
+    with pytest.raises(DataError, match=r"'name', in the input of item .*, is a str"):
         prepare_dataset(as_dataset(Dicts(), targets))
     with pytest.raises(DataError, match="inputs are str objects"):
         prepare_dataset(as_dataset(Text(), targets))

@@ -164,7 +164,7 @@ def test_a_loader_that_makes_batches_itself_is_refused() -> None:
         return items
 
     loader = DataLoader(Made(lambda i: (IDS[i], TARGETS[i])), collate_fn=padded)
-    with pytest.raises(DataError, match=r"collate_fn of its own \(padded\).*__getitem__.*pass the"):
+    with pytest.raises(DataError, match=r"collate_fn of its own \(padded\).*__getitem__"):
         as_dataset(loader)
 
 
@@ -175,12 +175,12 @@ def test_a_loader_that_makes_batches_itself_is_refused() -> None:
     ("make", "message"),
     [
         (lambda i: (NUMBERS[i], 0, 1.0), "item 0 .* has 3 parts.*weights of samples are not supp"),
-        (lambda i: {"x": NUMBERS[i], "label": 0, "sample_weight": 1}, "weights of samples are not"),
+        (lambda i: {"x": NUMBERS[i], "label": 0, "sample_weight": 1}, "weights of samples"),
         (lambda i: {"x": NUMBERS[i], "label": 0, "y": 1}, "both 'label' and 'y'"),
-        (lambda i: {"x": NUMBERS[i]}, r"not an \(input, target\) pair or a dict with one of label"),
+        (lambda i: {"x": NUMBERS[i]}, r"not an \(input, target\) pair or a dict with one"),
         (lambda i: ({"x": NUMBERS[i], "text": "no"}, 0), "'text', in the input of item 0 .*str"),
         (lambda i: (NUMBERS[i] if i < 20 else NUMBERS[i] / 0, i % 3), "item 20 .* holds 5 values"),
-        (lambda i: (NUMBERS[i, : 5 - (i == 25)], i % 3), r"\(5,\) and item 25 .* \(4,\).*pad them"),
+        (lambda i: (NUMBERS[i, : 5 - (i == 25)], i % 3), r"\(5,\) and item 25 .* \(4,\).*pad"),
     ],
 )
 def test_items_are_refused_by_their_number(make: Any, message: str) -> None:
@@ -191,12 +191,12 @@ def test_items_are_refused_by_their_number(make: Any, message: str) -> None:
 def test_what_only_training_meets_is_named_there() -> None:
     late = Made(lambda i: (NUMBERS[i, : 5 - (i == 29)], 0))
     data = ready(late, TARGETS)
-    with pytest.raises(DataError, match="an item has the shape .* and another"):
+    with pytest.raises(DataError, match=r"an item has the shape .* and another"):
         for split in (data.train, data.validation, data.test):
             list(split.batches(30))
     missing = Made(lambda i: (NUMBERS[i] * (np.nan if i == 29 else 1), 0))
     data = ready(missing, TARGETS)
-    with pytest.raises(DataError, match="item 29 .* holds 5 values that are NaN"):
+    with pytest.raises(DataError, match=r"item 29 .* holds 5 values that are NaN"):
         for split in (data.train, data.validation, data.test):
             list(split.batches(30))
 

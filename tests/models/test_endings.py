@@ -144,7 +144,7 @@ def test_what_is_no_ending_stays(registry: Registry, module: nn.Module, info: In
 def test_an_ending_that_says_nothing_is_refused(
     registry: Registry, module: nn.Module, info: Info
 ) -> None:
-    with pytest.raises(ModelError, match="ends in softmax and gives .*return the scores"):
+    with pytest.raises(ModelError, match=r"ends in softmax and gives .*return the scores"):
         build_network(module, info, registry)
 
 
