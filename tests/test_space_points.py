@@ -134,8 +134,8 @@ def test_a_list_is_searched_entry_by_entry(registry: Registry) -> None:
         spec = space.suggest(trial)
         first, second, third = spec.document()["terms"][0]["loss"]["class_weights"]
         assert 0.5 <= first <= 2 and second == 1 and third in (1, 3)
-        place = "terms.0.loss.cross_entropy.class_weights"
-        assert set(trial.params) == {f"{place}.0", f"{place}.2"}
+        where = "terms.0.loss.cross_entropy.class_weights"
+        assert set(trial.params) == {f"{where}.0", f"{where}.2"}
         assert space.locate(spec) == trial.params
         seen |= {first, third}
     assert len(seen) > 20

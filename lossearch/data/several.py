@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossearch.components.inputs import Inputs
-from lossearch.data.inputs import Device, Images, Source, Tensors
+from lossearch.data.inputs import Device, Source, Tensors
 
 
 class Several:
@@ -34,8 +34,6 @@ def telling(source: Source) -> list[int]:
     rows = {0, min(1, len(source) - 1)}
     inside = source.sources.values() if isinstance(source, Several) else (source,)
     for one in inside:
-        if not isinstance(one, Tensors) or isinstance(one, Images):
-            continue
-        if one.values.dtype == torch.int64 and one.values.numel():
-            rows.add(int(one.values.flatten(1).amax(dim=1).argmax()))
+        if isinstance(one, Tensors) and one.values.dtype == torch.int64:
+            rows.add(int(one.values.reshape(len(one), -1).amax(dim=1).argmax()))
     return sorted(rows)

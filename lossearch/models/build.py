@@ -321,8 +321,8 @@ def _check_outputs(probe: Probe, network: Network) -> None:
         )
         return
     if tuple(logits.shape) != wanted:
+        outputs = f"{info.num_outputs} output{'s' * (info.num_outputs != 1)}"
         raise ModelError(
             f"model '{name}' gives scores of shape {batch_shape(logits.shape)} and {info.task} "
-            f"with {info.num_outputs} output{'s' * (info.num_outputs != 1)} needs "
-            f"{batch_shape(wanted)}; set the size of its last layer"
+            f"with {outputs} needs {batch_shape(wanted)}; set the size of its last layer"
         )

@@ -164,7 +164,7 @@ def test_a_loader_that_makes_batches_itself_is_refused() -> None:
         return items
 
     loader = DataLoader(Made(lambda i: (IDS[i], TARGETS[i])), collate_fn=padded)
-    with pytest.raises(DataError, match=r"of its own \(padded\).*__getitem__.*pass the"):
+    with pytest.raises(DataError, match=r"collate_fn of its own \(padded\).*__getitem__"):
         as_dataset(loader)
 
 
@@ -175,9 +175,9 @@ def test_a_loader_that_makes_batches_itself_is_refused() -> None:
     ("make", "message"),
     [
         (lambda i: (NUMBERS[i], 0, 1.0), "item 0 .* has 3 parts.*weights of samples are not supp"),
-        (lambda i: {"x": NUMBERS[i], "label": 0, "sample_weight": 1}, "weights of samples are"),
+        (lambda i: {"x": NUMBERS[i], "label": 0, "sample_weight": 1}, "weights of samples"),
         (lambda i: {"x": NUMBERS[i], "label": 0, "y": 1}, "both 'label' and 'y'"),
-        (lambda i: {"x": NUMBERS[i]}, r"not an \(input, target\) pair or a dict with one of"),
+        (lambda i: {"x": NUMBERS[i]}, r"not an \(input, target\) pair or a dict with one"),
         (lambda i: ({"x": NUMBERS[i], "text": "no"}, 0), "'text', in the input of item 0 .*str"),
         (lambda i: (NUMBERS[i] if i < 20 else NUMBERS[i] / 0, i % 3), "item 20 .* holds 5 values"),
         (lambda i: (NUMBERS[i, : 5 - (i == 25)], i % 3), r"\(5,\) and item 25 .* \(4,\).*pad"),

@@ -61,7 +61,7 @@ def test_a_frozen_network_of_two_inputs_searches_on_its_embeddings(points: Point
     module = Two()
     module.image.requires_grad_(False)
     module.table.requires_grad_(False)
-    stages = {"finetune": {"top": 1, "epochs": 1, "lr": 0.01}}
+    stages: dict[str, Any] = {"finetune": {"top": 1, "epochs": 1, "lr": 0.01}}
     found = lossearch.search((images(), inputs), targets, model=module, **QUICK_ALONE, **stages)
     assert found.verdict is not None
     assert rows(found.folder)["data"]["kind"] == "several"
@@ -189,6 +189,5 @@ def test_which_batches_may_hold_one_sample(points: Points) -> None:
         return train.lone(batch_size)
 
     assert lone(1) and not lone(2) and not lone(89) and not lone(90)
-    cases = ((1, 89, True), (1, 45, False), (89, 89, True), (10, 20, False))
-    for size, batch_size, alone in cases:
+    for size, batch_size, alone in ((1, 89, True), (1, 45, False), (89, 89, True), (9, 18, False)):
         assert lone(batch_size, bags={"size": size}) is alone
