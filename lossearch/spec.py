@@ -60,7 +60,7 @@ def _weight(value: Any) -> float | Schedule:
 def _number(value: Any, positive: bool = False) -> float:
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("input should be a number") from None
     if not math.isfinite(found):
         raise ValueError("input should be a finite number")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from lossearch.cli.text import plain
@@ -30,12 +31,12 @@ def show_plan(config: StudyConfig) -> None:
     out = Console(highlight=False)
     info = setup.data.info
     out.print(
-        f"[bold]{config.name}[/]: {info.task}, {info.num_classes} classes, {info.train_size} "
+        f"[bold]{escape(config.name)}[/]: {info.task}, {info.num_classes} classes, {info.train_size} "
         f"training, {info.validation_size} validation and {info.test_size} test samples"
     )
     out.print(_space_table(setup))
     for left in setup.space.left_out:
-        out.print(f"left out: {left.what}: {left.why}")
+        out.print(f"left out: {left.what}: {left.why}", markup=False)
     for line in provided_fields(setup):
         out.print(line, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,7 +53,7 @@ def provided_fields(setup: Setup) -> list[str]:
         missing = sorted(set(component.fields) - setup.available)
         why = f": it reads '{missing[0]}', which nothing here provides" if missing else ""
         cost = f" ({component.cost})" if component.cost and fields else ""
-        lines.append(f"[bold]fields[/]  {name} gives {', '.join(fields) or 'nothing'}{cost}{why}")
+        lines.append(f"[bold]fields[/]  {escape(name)} gives {', '.join(fields) or 'nothing'}{cost}{why}")
     return lines
 
 
@@ -63,13 +64,13 @@ def show_stacks(setup: Setup, out: Console, scratch: Path) -> None:
     out.print()
     if size == 1:
         slower = "a stack of this model is slower here than one trial after the other"
-        out.print(f"[bold]stacks[/]  none: {bench.choice.problem or slower}", soft_wrap=True)
+        out.print(f"[bold]stacks[/]  none: {escape(bench.choice.problem or slower)}", soft_wrap=True)
         return
     gain = bench.choice.gain(min(size, STACK))
     out.print(f"[bold]stacks[/]  {size} trials train together {gain:.1f} times as fast as alone")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for why, labels in _alone(setup, bench).items():
-        out.print(f"alone: {', '.join(labels)}: {why}", soft_wrap=True)
+        out.print(f"alone: {', '.join(labels)}: {why}", soft_wrap=True, markup=False)
 
 
 def _alone(setup: Setup, bench: Workbench) -> dict[str, list[str]]:
@@ -92,7 +93,7 @@ def _space_table(setup: Setup) -> Table:
     place = Column("place", overflow="fold")
     table = Table(place, "values", title="the space", title_justify="left")
     for path, domain in setup.space.describe():
-        table.add_row(path, plain(domain))
+        table.add_row(escape(path), escape(plain(domain)))
     for name, node in setup.config.training.tuning().items():
         table.add_row(f"training.{name}", node.describe())
     return table

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lossearch.data import DataConfig
-from lossearch.documents import parse, read_yaml
+from lossearch.documents import parse, read_yaml, without_password
 from lossearch.errors import StudyError
 from lossearch.executors import ExecutorConfig
 from lossearch.features import FeaturesConfig
@@ -50,7 +51,16 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         default=None, description="sqlite:///<output's parent>/mlflow.db by default"
     )
-    experiment: str = "lossearch"
+    experiment: str = Field(default="lossearch", min_length=1, max_length=200)
+
+    @field_validator("uri")
+    @classmethod
+    def _is_uri(cls, uri: str | None) -> str | None:
+        if uri is not None and not re.fullmatch(r"databricks|[A-Za-z][\w+.-]*://\S+", uri):
+            raise ValueError(
+                "a tracking URI is https://..., sqlite:///FILE.db, postgresql://... or databricks"
+            )
+        return uri
 
 
 class StudyConfig(BaseModel):
@@ -101,6 +111,18 @@ class StudyConfig(BaseModel):
                 value["baseline"] = {"name": value["baseline"]}
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError("a study's name is one line of text, without space around it")
+        if name in (".", "..") or "/" in name or "\\" in name or len(name.encode()) > 200:
+            raise ValueError(
+                "a study's name is that of its folder: without / and \\, up to 200 bytes. "
+                "'output' says where the folder lies"
+            )
+        return name
+
     @property
     def deciding(self) -> tuple[ComponentSpec, ...]:
         """The metrics that are searched by."""
@@ -125,6 +147,13 @@ class StudyConfig(BaseModel):
         A null is kept, since it may stand in place of a default: no rungs, no tracking.
         """
         return self.model_dump(mode="json")
+
+    def stored(self) -> dict[str, Any]:
+        """The document as it is kept and shown: without the password of ``tracking.uri``."""
+        document = self.document()
+        if document["tracking"] is not None and document["tracking"]["uri"] is not None:
+            document["tracking"]["uri"] = without_password(document["tracking"]["uri"])
+        return document
 
 
 def read_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
@@ -178,7 +207,8 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     model = document.get("model")
     if isinstance(model, dict) and "checkpoint" in model:
         model["checkpoint"] = resolve(model["checkpoint"])
-    for provider in document.get("providers") or ():
+    providers = document.get("providers")
+    for provider in providers if isinstance(providers, list) else ():
         if isinstance(provider, dict) and "checkpoint" in provider:
             provider["checkpoint"] = resolve(provider["checkpoint"])
     if isinstance(document.get("plugins"), list):

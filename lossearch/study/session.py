@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from torch import nn
 
 from lossearch.data import Dataset
-from lossearch.documents import dump_yaml, read_yaml
+from lossearch.documents import HIDDEN, dump_yaml, read_yaml
 from lossearch.errors import StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.objective import Objective, load_objective
@@ -83,11 +85,12 @@ def start(
         config = config.model_copy(update={"space": read_yaml(Path(config.space))})
     setup = set_up(config, dataset=dataset, module=module)
     resolved = config.model_copy(update={"output": str(folder.path)})
-    document = resolved.document()
+    document = resolved.stored()
     row = _study_row(setup, document)
     if config.search.warm_start:
         setup = setup.warmed(row)
         row["warm"] = setup.warm.document()
+    _check_tracking(config, folder)
     executor = make_executor(config.executor)
     folder.create()
     outputs.write(folder.study, dump_yaml(document))
@@ -141,6 +144,7 @@ def resume(
         )
     if "warm" in state.study:
         setup.warm = WarmStart.from_document(state.study["warm"])
+    _check_tracking(config, folder)
     return _go(setup, folder, make_executor(config.executor), state, display, None)
 
 
@@ -157,7 +161,7 @@ _FREE = {
 
 def _refuse_changes(config: StudyConfig, folder: Folder, began: dict[str, Any]) -> None:
     """Trials of one study are compared with each other, so all must mean the same."""
-    document = config.document()
+    document = config.stored()
     for key in _FIXED:
         now, then = (
             {k: v for k, v in d[key].items() if k not in _FREE.get(key, ())}
@@ -269,18 +273,54 @@ class _Keeper:
             outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
 
 
+def _check_tracking(config: StudyConfig, folder: Folder) -> None:
+    """Say what is wrong with the address before anything is trained."""
+    if config.tracking is not None:
+        with_password(tracking_uri(config, folder))
+
+
 def _tracker(config: StudyConfig, folder: Folder) -> MlflowTracker | None:
     if config.tracking is None:
         return None
     from lossearch.tracking.mlflow import MlflowTracker
 
-    return MlflowTracker(tracking_uri(config, folder), config.tracking.experiment, folder.path)
+    uri = with_password(tracking_uri(config, folder))
+    return MlflowTracker(uri, config.tracking.experiment, folder.path)
 
 
 def tracking_uri(config: StudyConfig, folder: Folder) -> str:
-    """The study's tracking URI: studies of one parent folder share a SQLite store."""
+    """The study's tracking URI: studies of one parent folder share a SQLite store.
+
+    Raises:
+        StudyError: the folder's path cannot stand in a URI.
+    """
     given = config.tracking.uri if config.tracking is not None else None
-    return given or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+    path = folder.path.parent / "mlflow.db"
+    odd = [c for c in "?%#" if c in str(path)]
+    if given is None and odd:
+        raise StudyError(
+            f"MLflow's database cannot lie in {path.parent}: '{odd[0]}' means something else in "
+            "its address. Choose another --output, set tracking.uri, or leave MLflow out with "
+            "tracking: null"
+        )
+    return given or f"sqlite:///{path}"
+
+
+def with_password(uri: str) -> str:
+    """A kept address with the password that is not kept with it.
+
+    Raises:
+        StudyError: it wants one, and the environment has none.
+    """
+    if HIDDEN not in uri:
+        return uri
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if not password:
+        raise StudyError(
+            f"the password of tracking.uri ({uri}) is not kept with a study: set "
+            "MLFLOW_TRACKING_PASSWORD, or write it into study.yaml's tracking.uri again"
+        )
+    return uri.replace(HIDDEN, quote(password, safe=""))
 
 
 def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None) -> list[str]:
@@ -341,7 +381,10 @@ def renew(path: str | Path) -> tuple[Path, str | None]:
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
     plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
     written = _write_report(folder, state, plugins.registry)
-    tracker = None if in_use(folder.ledger) else _tracker(config, folder)
+    try:
+        tracker = None if in_use(folder.ledger) else _tracker(config, folder)
+    except StudyError as error:  # the report stands without it
+        return written, str(error)
     if tracker is None:  # not wanted, or the process that runs the study writes it
         return written, None
     tracker.catch_up(rows)
