@@ -20,7 +20,8 @@ Model = TypeVar("Model", bound=BaseModel)
 DEPTH = 40  # levels of a document; an objective has about eight
 VALUES = 100_000  # of a document, those that its aliases repeat among them
 _DIGITS = 300  # of a whole number: what a float can still hold
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in "null bool int float str seq map merge".split()}
+_KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in _KINDS}
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +67,7 @@ class _Loader(yaml.SafeLoader):
             )
         if isinstance(node, yaml.ScalarNode):
             if "\0" in node.value or re.search("[\ud800-\udfff]", node.value):
-                raise _refusal(event, "a text holds a character that no text may (NUL, or half one)")
+                raise _refusal(event, "a text holds a character that no text may (NUL or a half)")
             if node.tag.endswith(":int") and len(node.value) > _DIGITS:
                 raise _refusal(
                     event, f"a number of {len(node.value)} digits; up to {_DIGITS} can be read"

@@ -180,7 +180,8 @@ def test_text_in_a_docstring_is_no_code() -> None:
 
 
 def test_text_in_a_comment_is_no_document() -> None:
-    assert parse_yaml(comment(NAME) + comment("a\x85b: 1\u2028c: 2") + "key: 1", "here") == {"key": 1}
+    text = comment(NAME) + comment("a\x85b: 1\u2028c: 2") + "key: 1"
+    assert parse_yaml(text, "here") == {"key": 1}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,11 @@ from rich.table import Column, Table
 from lossearch.cli.text import plain
 from lossearch.errors import LossearchError
 from lossearch.space import Value
+from lossearch.study.folder import Folder
+from lossearch.study.session import check_tracking
 from lossearch.study.setup import Setup, set_up
 from lossearch.training import Job, Workbench
+from lossearch.trials.warm import read_earlier
 
 if TYPE_CHECKING:
     from lossearch.study import StudyConfig
@@ -27,12 +30,16 @@ SAMPLES = 100  # objectives of the space that are looked at
 
 def show_plan(config: StudyConfig) -> None:
     """Print what a study would do."""
+    for folder in config.search.warm_start:
+        read_earlier(folder)
+    check_tracking(config, Folder(config.output or Path("runs") / config.name))
     setup = set_up(config)
     out = Console(highlight=False)
     info = setup.data.info
     out.print(
-        f"[bold]{escape(config.name)}[/]: {info.task}, {info.num_classes} classes, {info.train_size} "
-        f"training, {info.validation_size} validation and {info.test_size} test samples"
+        f"[bold]{escape(config.name)}[/]: {info.task}, {info.num_classes} classes, "
+        f"{info.train_size} training, {info.validation_size} validation and "
+        f"{info.test_size} test samples"
     )
     out.print(_space_table(setup))
     for left in setup.space.left_out:
@@ -53,7 +60,8 @@ def provided_fields(setup: Setup) -> list[str]:
         missing = sorted(set(component.fields) - setup.available)
         why = f": it reads '{missing[0]}', which nothing here provides" if missing else ""
         cost = f" ({component.cost})" if component.cost and fields else ""
-        lines.append(f"[bold]fields[/]  {escape(name)} gives {', '.join(fields) or 'nothing'}{cost}{why}")
+        gives = ", ".join(fields) or "nothing"
+        lines.append(f"[bold]fields[/]  {escape(name)} gives {gives}{cost}{why}")
     return lines
 
 
@@ -64,7 +72,8 @@ def show_stacks(setup: Setup, out: Console, scratch: Path) -> None:
     out.print()
     if size == 1:
         slower = "a stack of this model is slower here than one trial after the other"
-        out.print(f"[bold]stacks[/]  none: {escape(bench.choice.problem or slower)}", soft_wrap=True)
+        why = escape(bench.choice.problem or slower)
+        out.print(f"[bold]stacks[/]  none: {why}", soft_wrap=True)
         return
     gain = bench.choice.gain(min(size, STACK))
     out.print(f"[bold]stacks[/]  {size} trials train together {gain:.1f} times as fast as alone")

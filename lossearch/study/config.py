@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,15 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     """A path in a study file is looked for beside the file, then in the working directory."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or Path(value).expanduser().is_absolute():
-            return str(Path(value).expanduser()) if isinstance(value, str) else value
-        beside = base / value
-        return str((beside if beside.exists() else Path(value)).resolve())
+        if not isinstance(value, str):
+            return value
+        try:
+            path = Path(value).expanduser()
+            if path.is_absolute():
+                return str(path)
+            return str((base / path if os.path.exists(base / path) else path).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, NUL
+            raise StudyError(f"{value[:60]!r} cannot be a path: {error}") from None
 
     data = document.get("data")
     if isinstance(data, dict):
@@ -202,7 +208,7 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
             if key in data:
                 data[key] = resolve(data[key])
         # a Hugging Face dataset is a name on the hub, or a folder
-        if data.get("name") == "huggingface" and (base / str(data.get("dataset"))).exists():
+        if data.get("name") == "huggingface" and os.path.exists(base / str(data.get("dataset"))):
             data["dataset"] = resolve(data["dataset"])
     model = document.get("model")
     if isinstance(model, dict) and "checkpoint" in model:

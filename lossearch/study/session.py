@@ -90,7 +90,7 @@ def start(
     if config.search.warm_start:
         setup = setup.warmed(row)
         row["warm"] = setup.warm.document()
-    _check_tracking(config, folder)
+    check_tracking(config, folder)
     executor = make_executor(config.executor)
     folder.create()
     outputs.write(folder.study, dump_yaml(document))
@@ -144,7 +144,7 @@ def resume(
         )
     if "warm" in state.study:
         setup.warm = WarmStart.from_document(state.study["warm"])
-    _check_tracking(config, folder)
+    check_tracking(config, folder)
     return _go(setup, folder, make_executor(config.executor), state, display, None)
 
 
@@ -273,7 +273,7 @@ class _Keeper:
             outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
 
 
-def _check_tracking(config: StudyConfig, folder: Folder) -> None:
+def check_tracking(config: StudyConfig, folder: Folder) -> None:
     """Say what is wrong with the address before anything is trained."""
     if config.tracking is not None:
         with_password(tracking_uri(config, folder))

@@ -22,9 +22,9 @@ from lossearch.training.providers import available_fields
 ROOT = Path(__file__).parents[2]
 LIMIT = 5.0  # seconds for one document
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 1e9, 10**30, 10**299, 1e-320, float("inf"), float("nan"), "", "no",
-    "a\nb", "[/]", '"""', "../..", "/", "{low: 1}", "\u202e", "x" * 5000, [], {}, [[]], [None],
-    {"name": 3}, {"name": ["focal"]}, {1: 2}, {None: None}, {"low": "a", "high": {}},
+    None, True, False, 0, -1, 1, 1e9, 10**30, 10**299, 1e-320, float("inf"), float("nan"), "",
+    "no", "a\nb", "[/]", '"""', "../..", "/", "{low: 1}", "\u202e", "x" * 5000, [], {}, [[]],
+    [None],    {"name": 3}, {"name": ["focal"]}, {1: 2}, {None: None}, {"low": "a", "high": {}},
     {"choice": []}, {"choice": {}}, {"choice": [None, [], {}]}, {"schedule": []},
     {"schedule": {"choice": 5}}, {"low": float("nan"), "high": float("inf")}, ["*"], "*",
 ]  # fmt: skip
