@@ -151,7 +151,7 @@ def test_what_no_person_writes_is_refused_at_once(
     started = time.perf_counter()
     with pytest.raises(SpecError) as caught:
         parse_yaml(text, "here")
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 5.0
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert line is None or str(caught.value).startswith(f"here, line {line} cannot be read: ")
 
