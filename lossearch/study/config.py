@@ -46,7 +46,11 @@ class FairnessConfig(BaseModel):
 
 
 class TrackingConfig(BaseModel):
-    """Where MLflow keeps the runs: any tracking URI."""
+    """Where MLflow keeps the runs: any tracking URI.
+
+    A password in it is not kept with the study: ``resume`` and ``report`` take it from the
+    environment, ``MLFLOW_TRACKING_PASSWORD``.
+    """
 
     model_config = _STRICT
     uri: str | None = Field(
