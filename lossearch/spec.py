@@ -178,5 +178,6 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_short(v) for v in value) + "]"
     if isinstance(value, Mapping):
-        return ComponentSpec.model_validate(value).label() if "name" in value else str(dict(value))
+        named = isinstance(value.get("name"), str) and all(isinstance(key, str) for key in value)
+        return ComponentSpec.model_validate(value).label() if named else str(dict(value))
     return str(value)
