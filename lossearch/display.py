@@ -42,8 +42,8 @@ class Display:
         config = run.setup.config
         workers = f"{executor.workers} worker{'s' if executor.workers > 1 else ''}"
         self.console.print(
-            f"[bold]{config.name}[/]: {config.search.trials} trials of up to "
-            f"{config.training.epochs} epochs on {workers}, into {run.folder.path}",
+            f"[bold]{escape(config.name)}[/]: {config.search.trials} trials of up to "
+            f"{config.training.epochs} epochs on {workers}, into {escape(str(run.folder.path))}",
             soft_wrap=True,
         )
         print_data(self.console, run.state.study["data"])
@@ -78,7 +78,7 @@ class Display:
         elif event in ("verdict", "ended"):
             self.progress.stop()
             if row.get("status") == "interrupted":
-                again = f"`lossearch resume {self.run.folder.path}` goes on."
+                again = f"`lossearch resume {escape(str(self.run.folder.path))}` goes on."
                 self.console.print(
                     f"\nStopped. All that finished is kept; {again}", soft_wrap=True
                 )

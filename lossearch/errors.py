@@ -73,7 +73,7 @@ class BusyError(StudyError):
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """The end of a message: ``; did you mean 'focal'?``, or nothing without a near match."""
-    match = get_close_matches(name, list(options), n=1, cutoff=0.6)
+    match = get_close_matches(str(name)[:100], list(map(str, options)), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""
 
 

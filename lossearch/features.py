@@ -53,7 +53,7 @@ class FeaturesConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    views: int = Field(default=1, ge=1)
+    views: int = Field(default=1, ge=1, le=1000)
     folder: str | None = None
 
 

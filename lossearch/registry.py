@@ -46,6 +46,8 @@ class Registry:
             UnknownNameError: nothing answers to it, with the nearest name; or it is of another
                 kind.
         """
+        if not isinstance(name, str):
+            raise UnknownNameError(f"the name of a {kind or 'component'} is a text, not {name!r}")
         found = self._components.get(name)
         if found is None:
             names = [c.name for c in self._components.values() if kind in (None, c.kind)]
@@ -83,7 +85,7 @@ class Registry:
         return self.get(name, kind).build(task=task, facts=facts, **params)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._components
+        return isinstance(name, str) and name in self._components
 
     def __iter__(self) -> Iterator[Component]:
         return iter(self._components.values())

@@ -44,7 +44,9 @@ class Compiler:
     def space(self, document: Mapping[str, Any]) -> Space:
         _known_keys(document, _SPACE_KEYS, "space")
         tasks = document.get("task", self.task)
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        tasks = tasks if isinstance(tasks, (list, tuple)) else [tasks]
+        if not tasks or not all(isinstance(task, str) for task in tasks):
+            raise SpecError(f"task = {tasks} is not allowed: a task's name, or a list of them")
         if self.task not in tasks:
             raise SpecError(f"this space is for {' or '.join(tasks)}; the data is {self.task}")
         listed = document.get("terms")
@@ -65,7 +67,7 @@ class Compiler:
         _known_keys(document, _TERM_KEYS, where)
         if "loss" not in document:
             raise SpecError(f"{where} has no 'loss'")
-        optional = bool(document.get("optional", False))
+        optional = _yes_or_no(document, "optional", where)
         if optional and number == 0:
             raise SpecError("the first term cannot be optional: an objective needs a loss")
         loss = self._slot(document["loss"], "loss", f"{where}.loss", auxiliary=number > 0)
@@ -182,9 +184,11 @@ class Compiler:
         said = value["schedule"]
         listed: list[Any] = [said]
         if isinstance(said, Mapping) and "choice" in said:
-            listed = list(said["choice"])
+            listed = said["choice"]
+            if not isinstance(listed, list) or not listed:
+                raise SpecError(f"{where}.schedule.choice must be a list of schedules")
         for form in listed:
-            if form not in KEYS:
+            if not isinstance(form, str) or form not in KEYS:
                 raise SpecError(f"{where}: {unknown('schedule', str(form), KEYS)}")
         wanted = dict.fromkeys(key for form in listed for key in KEYS[form])
         _known_keys(value, {"schedule", *wanted}, where)
@@ -253,13 +257,15 @@ class Compiler:
             _known_keys(value, {"low", "high", "log"}, where)
             try:
                 low, high = float(value["low"]), float(value["high"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise SpecError(f"{where}: a range is {{low: number, high: number}}") from None
-            if kind is int:
+            if kind is int and math.isfinite(low) and math.isfinite(high):
                 if not (low.is_integer() and high.is_integer()):
                     raise SpecError(f"{where}: low and high are whole numbers, not {low}, {high}")
                 low, high = int(low), int(high)
-            log = bool(value.get("log", False))
+            log = _yes_or_no(value, "log", where)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise SpecError(f"{where}: a range is {{low: number, high: number}}, both finite")
             if not low < high or (log and low <= 0):
                 need = "0 < low < high" if log else "low < high"
                 raise SpecError(f"{where}: a range needs {need}, not low {low} and high {high}")
@@ -307,6 +313,13 @@ def _ends(node: Any) -> tuple[Any, ...]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _yes_or_no(document: Mapping[str, Any], key: str, where: str) -> bool:
+    value = document.get(key, False)
+    if not isinstance(value, bool):
+        raise SpecError(f"{where}.{key} = {value!r} is not allowed: it is true or false")
+    return value
 
 
 def _known_keys(document: Mapping[str, Any], known: Set[str], where: str) -> None:

@@ -60,7 +60,7 @@ def _weight(value: Any) -> float | Schedule:
 def _number(value: Any, positive: bool = False) -> float:
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("input should be a number") from None
     if not math.isfinite(found):
         raise ValueError("input should be a finite number")
@@ -178,5 +178,6 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_short(v) for v in value) + "]"
     if isinstance(value, Mapping):
-        return ComponentSpec.model_validate(value).label() if "name" in value else str(dict(value))
+        named = isinstance(value.get("name"), str) and all(isinstance(key, str) for key in value)
+        return ComponentSpec.model_validate(value).label() if named else str(dict(value))
     return str(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lossearch.documents import dump_yaml, parse, parse_yaml, read_yaml
+from lossearch.documents import (
+    comment,
+    dump_yaml,
+    in_docstring,
+    parse,
+    parse_yaml,
+    read_yaml,
+    without_password,
+)
 from lossearch.errors import SpecError, StudyError
 
 
@@ -110,6 +120,82 @@ def test_a_file_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"bytes\.yaml is not a text file"):
         read_yaml(tmp_path / "bytes.yaml")
+
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (BOMB, 5, "it holds more than 100,000 values, with what is repeated"),
+        ("a: &x [1, *x]", 1, "'*x' stands inside what it repeats"),
+        ("&x\na: *x", 2, "'*x' stands inside what it repeats"),
+        ("a: 1\nb: 2\na: 3", 3, "the key 'a' stands twice, first in line 1"),
+        ("a:\n- b:\n    c: 1\n    c: 2", 4, "the key 'c' stands twice, first in line 3"),
+        ("a: {b: 1, b: 2}", 1, "the key 'b' stands twice, first in line 1"),
+        ("a: " + "[" * 5000, 1, "more than 40 levels lie inside each other"),
+        ("a: " + "{b: " * 5000, 1, "more than 40 levels lie inside each other"),
+        ("a:\n" + "".join(" " * i + "-\n" for i in range(60)), None, "more than 40 levels"),
+        ("a: 1\nb: " + "9" * 5000, 2, "a number of 5000 digits; up to 300 can be read"),
+        ('a: "b\\0c"', 1, "a text holds a character that no text may"),
+        ('a: "\\ud800"', 1, "a text holds a character that no text may"),
+        ("? [1, 2]\n: 3", 1, "a key must be a name, not a list or a mapping"),
+    ],
+)
+def test_what_no_person_writes_is_refused_at_once(
+    text: str, line: int | None, message: str
+) -> None:
+    started = time.perf_counter()
+    with pytest.raises(SpecError) as caught:
+        parse_yaml(text, "here")
+    assert time.perf_counter() - started < 5.0
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert line is None or str(caught.value).startswith(f"here, line {line} cannot be read: ")
+
+
+def test_what_is_repeated_once_is_read() -> None:
+    found = parse_yaml("a: &x {b: 1, c: 2}\nd: *x\ne: {<<: *x, c: 3}", "here")
+    assert found == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 2}, "e": {"b": 1, "c": 3}}
+
+
+def test_a_date_is_text() -> None:
+    assert parse_yaml("a: 2024-01-31\nb: 2024-99-99", "here") == {
+        "a": "2024-01-31",
+        "b": "2024-99-99",
+    }
+
+
+# Text of a person in other languages ------------------------------------------------------------
+
+NAME = '""" + str(__import__("os").system("true"))\nobjective: 1\\'
+
+
+def test_text_in_a_docstring_is_no_code() -> None:
+    tree = ast.parse(f'"""{in_docstring(NAME)}"""')
+    assert ast.get_docstring(tree) == " ".join(NAME.split())
+    assert len(tree.body) == 1
+
+
+def test_text_in_a_comment_is_no_document() -> None:
+    text = comment(NAME) + comment("a\x85b: 1\u2028c: 2") + "key: 1"
+    assert parse_yaml(text, "here") == {"key": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:se@cret@host:5000/x", "https://me:***@host:5000/x"),
+        ("postgresql+psycopg2://me:secret@host/db", "postgresql+psycopg2://me:***@host/db"),
+        ("https://host/x?token=secret&b=1", "https://host/x?token=***&b=1"),
+        ("at https://me:secret@host or http://host", "at https://me:***@host or http://host"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+    ],
+)
+def test_a_password_is_not_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown
 
 
 # Writing --------------------------------------------------------------------------------------

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 import optuna
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from lossearch.cli.text import plain
 from lossearch.display import print_data
 from lossearch.errors import LossearchError
 from lossearch.space import Value
+from lossearch.study.finish import check_tracking
+from lossearch.study.folder import Folder
 from lossearch.study.setup import Setup, set_up
 from lossearch.training import Job, Workbench
+from lossearch.trials.warm import read_earlier
 
 if TYPE_CHECKING:
     from lossearch.study import StudyConfig
@@ -28,13 +32,16 @@ SAMPLES = 100  # objectives of the space that are looked at
 
 def show_plan(config: StudyConfig) -> None:
     """Print what a study would do."""
+    for folder in config.search.warm_start:
+        read_earlier(folder)
+    check_tracking(config, Folder(config.output or Path("runs") / config.name))
     setup = set_up(config)
     out = Console(highlight=False)
     out.print(config.name, style="bold", markup=False)
     print_data(out, dataclasses.asdict(setup.data.info))
     out.print(_space_table(setup))
     for left in setup.space.left_out:
-        out.print(f"left out: {left.what}: {left.why}")
+        out.print(f"left out: {left.what}: {left.why}", markup=False)
     for line in provided_fields(setup):
         out.print(line, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,7 +58,8 @@ def provided_fields(setup: Setup) -> list[str]:
         missing = sorted(set(component.fields) - setup.available)
         why = f": it reads '{missing[0]}', which nothing here provides" if missing else ""
         cost = f" ({component.cost})" if component.cost and fields else ""
-        lines.append(f"[bold]fields[/]  {name} gives {', '.join(fields) or 'nothing'}{cost}{why}")
+        gives = ", ".join(fields) or "nothing"
+        lines.append(f"[bold]fields[/]  {escape(name)} gives {gives}{cost}{why}")
     return lines
 
 
@@ -62,13 +70,14 @@ def show_stacks(setup: Setup, out: Console, scratch: Path) -> None:
     out.print()
     if size == 1:
         slower = "a stack of this model is slower here than one trial after the other"
-        out.print(f"[bold]stacks[/]  none: {bench.choice.problem or slower}", soft_wrap=True)
+        why = escape(bench.choice.problem or slower)
+        out.print(f"[bold]stacks[/]  none: {why}", soft_wrap=True)
         return
     gain = bench.choice.gain(min(size, STACK))
     out.print(f"[bold]stacks[/]  {size} trials train together {gain:.1f} times as fast as alone")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for why, labels in _alone(setup, bench).items():
-        out.print(f"alone: {', '.join(labels)}: {why}", soft_wrap=True)
+        out.print(f"alone: {', '.join(labels)}: {why}", soft_wrap=True, markup=False)
 
 
 def _alone(setup: Setup, bench: Workbench) -> dict[str, list[str]]:
@@ -91,7 +100,7 @@ def _space_table(setup: Setup) -> Table:
     place = Column("place", overflow="fold")
     table = Table(place, "values", title="the space", title_justify="left")
     for path, domain in setup.space.describe():
-        table.add_row(path, plain(domain))
+        table.add_row(escape(path), escape(plain(domain)))
     for name, node in setup.config.training.tuning().items():
         table.add_row(f"training.{name}", node.describe())
     return table

@@ -67,6 +67,7 @@ def show_space(
 ) -> None:
     """A space expanded: every choice and range, and what does not fit the task."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from lossearch.cli.text import plain
@@ -85,7 +86,10 @@ def show_space(
     text = document if isinstance(document, str) else Path(space).read_text("utf-8")
     parsed = parse_yaml(text, space)
     served = parsed.get("task", "multiclass")
-    chosen = task or (served if isinstance(served, str) else served[0])
+    first = served[0] if isinstance(served, list) and served else served
+    if task is None and first not in TASKS:
+        raise UnknownNameError(unknown("task", str(first), TASKS))
+    chosen = task or str(first)
     fields = available_fields(chosen, ("logits", "embeddings", "weight"))
     compiled = Space.from_document(parsed, registry=registry, task=chosen, available=fields)
     for line in text.splitlines():
@@ -95,8 +99,8 @@ def show_space(
     place = Column("place", overflow="fold")
     table = Table(place, "values", title=f"for {chosen}", title_justify="left")
     for path, domain in compiled.describe():
-        table.add_row(path, plain(domain))
+        table.add_row(escape(path), escape(plain(domain)))
     out = Console(highlight=False)
     out.print(table)
     for left in compiled.left_out:
-        out.print(f"left out: {left.what}: {left.why}")
+        out.print(f"left out: {left.what}: {left.why}", markup=False)

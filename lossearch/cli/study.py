@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,26 +102,29 @@ def _end(go: Any) -> None:
 def show_result(result: StudyResult) -> None:
     """The verdict and where to look next."""
     from rich.console import Console
+    from rich.markup import escape
 
+    from lossearch.documents import without_password
     from lossearch.report import verdict_text
     from lossearch.study import read_study
+    from lossearch.study.finish import tracking_uri
     from lossearch.study.folder import Folder
-    from lossearch.study.session import tracking_uri
 
     out = Console(width=None if sys.stdout.isatty() else 100, soft_wrap=True, highlight=False)
     if result.verdict is not None:
-        out.print(f"\n[bold]Verdict[/]  {verdict_text(result.verdict)}")
+        out.print(f"\n[bold]Verdict[/]  {escape(verdict_text(result.verdict))}")
     folder = Folder(result.folder)
     config = read_study(folder.study)
     out.print("\n[bold]Where to look next[/]")
-    out.print(f"  report      {folder.report}")
+    say = partial(out.print, markup=False)
+    say(f"  report      {folder.report}")
     if folder.best.exists():
-        out.print(f"  objective   {folder.best}  (lossearch.load_objective reads it)")
-        out.print(f"  as code     lossearch export {folder.path} --format python")
+        say(f"  objective   {folder.best}  (lossearch.load_objective reads it)")
+        say(f"  as code     lossearch export {shlex.quote(str(folder.path))} --format python")
     if config.tracking is not None:
-        uri = tracking_uri(config, folder)
+        uri = without_password(tracking_uri(config, folder))
         served = uri.startswith(("http://", "https://", "databricks"))
-        out.print(f"  trials      {uri if served else f'mlflow ui --backend-store-uri {uri}'}")
+        say(f"  trials      {uri if served else f'mlflow ui --backend-store-uri {uri}'}")
 
 
 @app.command()
@@ -131,7 +136,7 @@ def report(folder: Dir, trust: Trust = False) -> None:
     """
     from rich.console import Console
 
-    from lossearch.study.session import renew
+    from lossearch.study.finish import renew
 
     path, told = renew(folder, trust=trust)
     for line in told:

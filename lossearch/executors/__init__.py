@@ -44,9 +44,9 @@ class ExecutorConfig(BaseModel):
     name: str = "local"
     address: str | None = Field(default=None, description="of a running Ray cluster, or 'auto'")
     workers: int | None = Field(
-        default=None, ge=1, description="units side by side; as many as fit"
+        default=None, ge=1, le=4096, description="units side by side; as many as fit"
     )
-    cpus: float = Field(default=1.0, gt=0, description="CPU cores of one worker")
+    cpus: float = Field(default=1.0, gt=0, le=4096, description="CPU cores of one worker")
     gpus: float | None = Field(
         default=None,
         ge=0,

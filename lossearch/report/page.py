@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lossearch.documents import without_password
 from lossearch.report import charts, text
 from lossearch.report.charts import Dot, Line
 from lossearch.report.data import columns_of, data_lines
@@ -145,7 +146,8 @@ def _best(state: State, winner: Trial | None, baseline: Trial | None) -> Mapping
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+    shown = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+    return without_password(shown)
 
 
 def _evidence(state: State) -> list[Markup]:

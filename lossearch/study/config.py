@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lossearch.data import DataConfig
-from lossearch.documents import parse, read_yaml
+from lossearch.documents import parse, read_yaml, without_password
 from lossearch.errors import StudyError
 from lossearch.executors import ExecutorConfig
 from lossearch.features import FeaturesConfig
@@ -44,13 +46,26 @@ class FairnessConfig(BaseModel):
 
 
 class TrackingConfig(BaseModel):
-    """Where MLflow keeps the runs: any tracking URI."""
+    """Where MLflow keeps the runs: any tracking URI.
+
+    A password in it is not kept with the study: ``resume`` and ``report`` take it from the
+    environment, ``MLFLOW_TRACKING_PASSWORD``.
+    """
 
     model_config = _STRICT
     uri: str | None = Field(
         default=None, description="sqlite:///<output's parent>/mlflow.db by default"
     )
-    experiment: str = "lossearch"
+    experiment: str = Field(default="lossearch", min_length=1, max_length=200)
+
+    @field_validator("uri")
+    @classmethod
+    def _is_uri(cls, uri: str | None) -> str | None:
+        if uri is not None and not re.fullmatch(r"databricks|[A-Za-z][\w+.-]*://\S+", uri):
+            raise ValueError(
+                "a tracking URI is https://..., sqlite:///FILE.db, postgresql://... or databricks"
+            )
+        return uri
 
 
 class StudyConfig(BaseModel):
@@ -101,6 +116,18 @@ class StudyConfig(BaseModel):
                 value["baseline"] = {"name": value["baseline"]}
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError("a study's name is one line of text, without space around it")
+        if name in (".", "..") or "/" in name or "\\" in name or len(name.encode()) > 200:
+            raise ValueError(
+                "a study's name is that of its folder: without / and \\, up to 200 bytes. "
+                "'output' says where the folder lies"
+            )
+        return name
+
     @property
     def deciding(self) -> tuple[ComponentSpec, ...]:
         """The metrics that are searched by."""
@@ -125,6 +152,13 @@ class StudyConfig(BaseModel):
         A null is kept, since it may stand in place of a default: no rungs, no tracking.
         """
         return self.model_dump(mode="json")
+
+    def stored(self) -> dict[str, Any]:
+        """The document as it is kept and shown: without the password of ``tracking.uri``."""
+        document = self.document()
+        if document["tracking"] is not None and document["tracking"]["uri"] is not None:
+            document["tracking"]["uri"] = without_password(document["tracking"]["uri"])
+        return document
 
 
 def read_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
@@ -162,10 +196,15 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     """A path in a study file is looked for beside the file, then in the working directory."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or Path(value).expanduser().is_absolute():
-            return str(Path(value).expanduser()) if isinstance(value, str) else value
-        beside = base / value
-        return str((beside if beside.exists() else Path(value)).resolve())
+        if not isinstance(value, str):
+            return value
+        try:
+            path = Path(value).expanduser()
+            if path.is_absolute():
+                return str(path)
+            return str((base / path if os.path.exists(base / path) else path).resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, NUL
+            raise StudyError(f"{value[:60]!r} cannot be a path: {error}") from None
 
     data = document.get("data")
     if isinstance(data, dict):
@@ -173,12 +212,13 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
             if key in data:
                 data[key] = resolve(data[key])
         # a Hugging Face dataset is a name on the hub, or a folder
-        if data.get("name") == "huggingface" and (base / str(data.get("dataset"))).exists():
+        if data.get("name") == "huggingface" and os.path.exists(base / str(data.get("dataset"))):
             data["dataset"] = resolve(data["dataset"])
     model = document.get("model")
     if isinstance(model, dict) and "checkpoint" in model:
         model["checkpoint"] = resolve(model["checkpoint"])
-    for provider in document.get("providers") or ():
+    providers = document.get("providers")
+    for provider in providers if isinstance(providers, list) else ():
         if isinstance(provider, dict) and "checkpoint" in provider:
             provider["checkpoint"] = resolve(provider["checkpoint"])
     if isinstance(document.get("plugins"), list):

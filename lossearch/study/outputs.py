@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lossearch.components import Bound
-from lossearch.documents import dump_yaml, read_yaml
+from lossearch.documents import comment, dump_yaml, in_docstring, read_yaml
 from lossearch.errors import LossearchError, StudyError
 from lossearch.objective import Objective
 from lossearch.plugins import FilePlugin
@@ -59,8 +59,8 @@ def write_best(
         "trial": best.number,
     }
     document = {k: v for k, v in document.items() if v != []}
-    header = f"# {label}\n# {status}, of study {setup.config.name}\n"
-    header += f"# what is left of {whole}\n" if whole else ""
+    header = comment(label) + comment(f"{status}, of study {setup.config.name}")
+    header += comment(f"what is left of {whole}") if whole else ""
     for name, file in files.items():
         path = inside(folder.path, name, folder.best)
         path.parent.mkdir(exist_ok=True)
@@ -165,8 +165,8 @@ def export(folder: Folder, form: str = "yaml") -> str:
     plugins_beside(folder.best, document)  # refused now, if one leads out of the folder
     files = ", ".join(f"_HERE / {name!r}" for name in plugins)
     return _PYTHON.format(
-        label=spec.label(),
-        study=read_yaml(folder.study).get("name", "") if folder.study.exists() else "",
+        label=in_docstring(spec.label()),
+        study=in_docstring(_study_name(folder)),
         call=_call(spec, document.get("facts", {})),
         imports=_PLUGINS.format(files=files) if plugins else "",
         registry="registry=_REGISTRY, " if plugins else "",
@@ -175,6 +175,10 @@ def export(folder: Folder, form: str = "yaml") -> str:
         facts=_literal(document.get("facts", {})),
         training=_literal(document.get("training", {})),
     )
+
+
+def _study_name(folder: Folder) -> str:
+    return str(read_yaml(folder.study).get("name", "")) if folder.study.exists() else ""
 
 
 def _call(spec: ObjectiveSpec, facts: Mapping[str, Any]) -> str:

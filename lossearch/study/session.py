@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from lossearch.data import Dataset
 from lossearch.documents import dump_yaml, read_yaml
-from lossearch.errors import BusyError, StudyError
+from lossearch.errors import StudyError
 from lossearch.executors import Executor, make_executor
 from lossearch.executors.bench import open_bench
 from lossearch.models import Factory
 from lossearch.objective import Objective, load_objective
-from lossearch.plugins import FilePlugin, PluginInfo, load_plugins
-from lossearch.registry import Registry
+from lossearch.plugins import PluginInfo
 from lossearch.study import outputs
 from lossearch.study.config import StudyConfig, parse
+from lossearch.study.finish import check_tracking, finish, kept_files, tracker_of
 from lossearch.study.fitting import in_words
 from lossearch.study.folder import Folder, claimed
 from lossearch.study.journal import Listener
 from lossearch.study.run import Run
 from lossearch.study.setup import Setup, set_up, versions
 from lossearch.trials.ledger import Ledger, State, Trial, read_ledger, replay
-from lossearch.trials.proposer import importance
 from lossearch.trials.warm import WarmStart
-from lossearch.trust import remember, require, strange
-
-if TYPE_CHECKING:
-    from lossearch.tracking.mlflow import MlflowTracker
+from lossearch.trust import remember, require
 
 # What a display is given once, before the first row.
 Begin = Callable[[Run, Executor], Listener]
@@ -110,11 +106,12 @@ def _start(
     setup = set_up(config, dataset=dataset, module=module)
     remember(setup.files)
     resolved = config.model_copy(update={"output": str(folder.path)})
-    document = resolved.document()
+    document = resolved.stored()
     row = _study_row(setup, document)
     if config.search.warm_start:
         setup = setup.warmed(row)
         row["warm"] = setup.warm.document()
+    check_tracking(config, folder)
     executor = make_executor(config.executor)
     outputs.write(folder.study, dump_yaml(document))
     return _go(setup, folder, ledger, executor, State(), display, row)
@@ -170,7 +167,7 @@ def _resume(
                 "lossearch.search(..., resume_existing=True)"
             )
     _refuse_changes(config, folder, state.study["config"])
-    files = _files(state)
+    files = kept_files(state)
     require(
         files,
         trust,
@@ -196,12 +193,8 @@ def _resume(
         )
     if "warm" in state.study:
         setup.warm = WarmStart.from_document(state.study["warm"])
+    check_tracking(config, folder)
     return _go(setup, folder, ledger, make_executor(config.executor), state, display, None)
-
-
-def _files(state: State) -> tuple[FilePlugin, ...]:
-    """The one-file plugins that a study keeps, as text."""
-    return tuple(FilePlugin.kept(f) for f in state.study.get("files", ()))
 
 
 # What a resumed study may not change, and the keys of it that it may.
@@ -211,13 +204,13 @@ _FIXED = (
 )  # fmt: skip
 _FREE = {
     "search": ("trials", "epochs", "hours", "gpu_hours", "patience"),
-    "training": ("device", "threads"),
+    "training": ("device", "threads", "timeout"),
 }
 
 
 def _refuse_changes(config: StudyConfig, folder: Folder, began: dict[str, Any]) -> None:
     """Trials of one study are compared with each other, so all must mean the same."""
-    document = config.document()
+    document = config.stored()
     for key in _FIXED:
         now, then = (
             {k: v for k, v in d[key].items() if k not in _FREE.get(key, ())}
@@ -259,7 +252,7 @@ def _go(
 ) -> StudyResult:
     with _progress(display is not None) as progress:
         setup = setup.with_features(folder.path, progress)
-    tracker = _tracker(setup.config, folder)
+    tracker = tracker_of(setup.config, folder)
     bench = open_bench(setup.recipe(folder.checkpoints))
     run = Run(setup, folder, ledger, state, bench, executor.workers, executor.devices)
     run.listeners.append(_Keeper(setup, folder, state, run.best()))
@@ -286,7 +279,7 @@ def _go(
         raise
     finally:
         bench.close()
-        problems = _finish(setup, folder, run, tracker)
+        problems = finish(setup, folder, run, tracker)
     return StudyResult(folder.path, state.verdict, list(state.trials.values()), problems)
 
 
@@ -329,111 +322,3 @@ class _Keeper:
         chosen = verdict.get(verdict["recommend"])
         if chosen is not None:
             outputs.write_best(self.folder, self.setup, state, chosen["trial"], chosen)
-
-
-def _tracker(config: StudyConfig, folder: Folder) -> MlflowTracker | None:
-    if config.tracking is None:
-        return None
-    from lossearch.tracking.mlflow import MlflowTracker
-
-    return MlflowTracker(tracking_uri(config, folder), config.tracking.experiment, folder.path)
-
-
-def tracking_uri(config: StudyConfig, folder: Folder) -> str:
-    """The study's tracking URI: studies of one parent folder share a SQLite store."""
-    given = config.tracking.uri if config.tracking is not None else None
-    return given or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
-
-
-def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None) -> list[str]:
-    """The exported loss, the report and the last of the tracking; also after an interrupt.
-
-    What goes wrong here is a problem to tell of; it takes no verdict away, and hides no error.
-    """
-    problems: list[str] = []
-    try:
-        if folder.best.exists():
-            outputs.write(folder.objective, outputs.export(folder, "python"))
-        _write_report(folder, run.state, setup.registry)
-    except Exception as error:
-        problems.append(f"the report could not be written: {type(error).__name__}: {error}")
-    if tracker is not None:
-        tracker.log_files(folder.files())
-        if (run.state.verdict or {}).get("recommend") == "winner":
-            tracker.register(setup.config.name)
-        tracker.close(timeout=30)
-        problems += [tracker.problem] if tracker.problem else []
-    return problems
-
-
-def _write_report(
-    folder: Folder, state: State, registry: Registry, unknown: Sequence[FilePlugin] = ()
-) -> tuple[Path, str]:
-    """The report, and what it leaves out because code that it takes is not trusted."""
-    from lossearch.report import write_plots, write_report
-
-    verdict = state.verdict or {}
-    chosen = {
-        f"{who}: {verdict[who]['label']}": verdict[who]["objective"]
-        for who in ("winner", "baseline")
-        if verdict.get(who)
-    }
-    data = state.study["data"]
-    facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
-    shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
-    lacking = [
-        label
-        for label, objective in chosen.items()
-        if unknown and any(name not in registry for name in outputs.names(objective))
-    ]
-    note = (
-        f"The shape of {' and of '.join(lacking)} is left out: it takes code that came with the "
-        f"study and that you have not run here ({', '.join(f.name for f in unknown)}); "
-        "`lossearch report --trust` runs it."
-        if lacking
-        else ""
-    )
-    write_plots(folder.plots, state, shapes)
-    written = write_report(
-        folder.path,
-        state,
-        shapes=shapes,
-        importance=importance(state.trials.values(), maximize=state.study["maximize"]),
-        note=note,
-    )
-    return written, note
-
-
-def renew(path: str | Path, *, trust: bool = False) -> tuple[Path, list[str]]:
-    """Write a study's report anew, and bring its MLflow runs up to date.
-
-    Args:
-        path: The study's folder.
-        trust: Run the one-file plugins in it even if this user has not run them before; without
-            them the report lacks the shapes of their losses.
-
-    Returns:
-        The report's path, and what is to be said: what it lacks, and what went wrong with the
-        tracking server.
-    """
-    folder = Folder(path).existing()
-    state = replay(read_ledger(folder.ledger))
-    config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
-    files = _files(state)
-    if trust:
-        remember(files)
-    unknown = strange(files)
-    plugins = load_plugins(tuple(file for file in files if file not in unknown))
-    written, note = _write_report(folder, state, plugins.registry, unknown)
-    told = [note] if note else []
-    try:
-        with folder.held():
-            tracker = _tracker(config, folder)
-            if tracker is not None:
-                tracker.catch_up(read_ledger(folder.ledger))
-                tracker.log_files(folder.files())
-                tracker.close(timeout=60)
-                told += [tracker.problem] if tracker.problem else []
-    except BusyError:  # the process that runs the study writes them
-        pass
-    return written, told

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lossearch.documents import without_password
 from lossearch.errors import StudyError
 from lossearch.tracking.records import Update, run_key
-from lossearch.tracking.writer import Writer, short, without_password
+from lossearch.tracking.writer import Writer, short
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lossearch.documents import without_password
 from lossearch.trials.ledger import Row, State, Trial
 
 Point = tuple[str, float, int]  # metric, value, step
@@ -42,7 +43,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     elif value is None or value == [] or value == ():
         return {}
     else:
-        return {safe_key(prefix): str(value)}
+        return {safe_key(prefix): without_password(str(value))}
     flat: dict[str, str] = {}
     for key, inner in items:
         flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
+from lossearch.documents import without_password
 from lossearch.tracking.records import Update, collect, study_id
 from lossearch.trials.ledger import Row, State, apply
 
@@ -230,8 +230,3 @@ def short(error: BaseException) -> str:
     """The start of an error's first line, with its type and without user name and password."""
     line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {without_password(line)[:200]}"
-
-
-def without_password(text: str) -> str:
-    """``https://me:secret@host`` is ``https://host``."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from lossearch import space
 
@@ -18,7 +18,7 @@ class Between(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     low: float
     high: float
-    log: bool = False
+    log: StrictBool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Between:
@@ -34,8 +34,8 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    epochs: int = Field(default=20, ge=1, le=1_000_000)
+    batch_size: int = Field(default=128, ge=1, le=2**31)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] | Between = Between(low=1e-4, high=3e-2, log=True)
     weight_decay: Annotated[float, Field(ge=0)] | Between = 1e-2
@@ -52,7 +52,7 @@ class TrainingConfig(BaseModel):
         default="auto", description="auto: bfloat16 on a GPU that has it, else float32"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+    threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of one worker")
     timeout: float | None = Field(
         default=None,
         gt=0,

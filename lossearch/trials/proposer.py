@@ -33,10 +33,15 @@ class SearchConfig(BaseModel):
     trials: int = Field(
         default=50,
         ge=2,
+        le=100_000,
         description="in all, the baseline's included; 10,000 where epochs or hours are given",
     )
-    epochs: int | None = Field(default=None, ge=1, description="trained in all, in the search")
-    hours: float | None = Field(default=None, gt=0, description="of the search, by the clock")
+    epochs: int | None = Field(
+        default=None, ge=1, le=10**12, description="trained in all, in the search"
+    )
+    hours: float | None = Field(
+        default=None, gt=0, le=10**6, description="of the search, by the clock"
+    )
     gpu_hours: float | None = Field(default=None, gt=0, description="of training, on all devices")
     patience: int | None = Field(default=None, ge=1, description="trials without a new best")
     sampler: Literal["tpe", "gp", "cmaes", "nsga2", "evolution", "random"] = "tpe"

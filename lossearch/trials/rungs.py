@@ -22,8 +22,8 @@ class RungsConfig(BaseModel):
     """The ``rungs:`` of a search: the first rung, and the share that each lets through."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    min_epochs: int = Field(default=3, ge=1)
-    factor: int = Field(default=3, ge=2)
+    min_epochs: int = Field(default=3, ge=1, le=10**6)
+    factor: int = Field(default=3, ge=2, le=1000)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def read_warm_start(
     """
     warm = WarmStart()
     for folder in folders:
-        state = _read(folder)
+        state = read_earlier(folder)
         earlier = Conditions.of(state.study)
         if earlier.task != here.task:
             raise StudyError(
@@ -168,7 +168,12 @@ def read_given(
     return found
 
 
-def _read(folder: str) -> State:
+def read_earlier(folder: str) -> State:
+    """What an earlier study's ledger says.
+
+    Raises:
+        StudyError: the folder holds no study.
+    """
     try:
         state = replay(read_ledger(Path(folder).expanduser() / "ledger.jsonl"))
     except StudyError as error:

@@ -17,8 +17,8 @@ import pytest
 
 from lossearch.errors import BusyError, DataError, StudyError
 from lossearch.study import read_study, resume, start
+from lossearch.study.finish import renew
 from lossearch.study.folder import Folder, claimed
-from lossearch.study.session import renew
 from lossearch.study.setup import Setup
 
 Write = Callable[..., Path]
@@ -163,7 +163,7 @@ def test_a_report_beside_a_running_study_leaves_its_tracking_alone(
     folder = start(read_study(write_study())).folder
     asked: list[Path] = []
     monkeypatch.setattr(
-        "lossearch.study.session._tracker", lambda config, folder: asked.append(folder.path)
+        "lossearch.study.finish.tracker_of", lambda config, folder: asked.append(folder.path)
     )
     with Folder(folder).held():
         renew(folder)

@@ -19,9 +19,9 @@ import lossearch
 from lossearch import trust
 from lossearch.errors import PluginError, StudyError, TrustError
 from lossearch.study import StudyResult, read_study, resume, start
+from lossearch.study.finish import renew
 from lossearch.study.folder import Folder
 from lossearch.study.outputs import copy_plugins, export
-from lossearch.study.session import renew
 
 Write = Callable[..., Path]
 StopAt = Callable[..., Any]
