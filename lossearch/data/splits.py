@@ -108,10 +108,8 @@ def prepare_dataset(
         if config.bags.label == "majority":
             counts = labels.counts(targets["train"])
     soft = labels.soft if bag is None else _between(labels, targets["train"])
-    rows = {
-        part: (fixed_kept if part == "test" and fixed is not None else kept)[rows[part]]
-        for part in PARTS
-    }
+    for part in PARTS:
+        rows[part] = (fixed_kept if part == "test" and fixed is not None else kept)[rows[part]]
     test_inputs = dataset.inputs if dataset.test is None else dataset.test[0]
     loaded = load_parts(
         dataset,
