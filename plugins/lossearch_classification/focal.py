@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,10 @@ def focal(
     return dense_mean(_weighted("focal", values, targets, z, alpha))
 
 
+def _takes_soft(params: Any) -> bool:
+    return params.mode == "softmax" and params.base == "cross_entropy"
+
+
 @loss(
     task=("multiclass", "binary", "multilabel"),
     paper=Paper(
@@ -156,7 +160,7 @@ def focal(
         2022,
         "arXiv:2204.12511",
     ),
-    soft_targets=lambda params: params.mode == "softmax" and params.base == "cross_entropy",
+    soft_targets=_takes_soft,
 )
 @sliced("logits", "targets")
 def poly_loss(
