@@ -46,6 +46,13 @@ class StudyError(LossearchError):
     """A study cannot start, go on or be read."""
 
 
+class StorageError(StudyError):
+    """What a study keeps cannot be written or read: no room, no right, no folder, a bad disk.
+
+    No trial is at fault: the study stops, and goes on by ``lossearch resume`` once that is mended.
+    """
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """The end of a message: ``; did you mean 'focal'?``, or nothing without a near match."""
     match = get_close_matches(name, list(options), n=1, cutoff=0.6)
