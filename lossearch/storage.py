@@ -13,7 +13,10 @@ from lossearch.errors import StorageError
 
 @contextmanager
 def whole(path: Path, what: str = "", partial: Path | None = None) -> Iterator[IO[bytes]]:
-    """Write a file, with its folder: what the block has written then stands at ``path``, synced.
+    """Write a file, with its folder: what the block has written then stands at ``path``.
+
+    Its content is on the disk by then. The name follows within seconds: after a power cut the old
+    file may stand there, but no half one; to wait for the name takes several times as long.
 
     Args:
         path: The file; one that is there stays until the new one is whole.
@@ -31,7 +34,6 @@ def whole(path: Path, what: str = "", partial: Path | None = None) -> Iterator[I
             file.flush()
             os.fsync(file.fileno())  # a rename may reach the disk before what is renamed
         partial.replace(path)
-        sync_folder(path.parent)
     except Exception as error:
         refused = _refusal(error, path)
         if refused is None:
@@ -41,17 +43,6 @@ def whole(path: Path, what: str = "", partial: Path | None = None) -> Iterator[I
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk, which are not part of its files."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _refusal(error: BaseException | None, path: Path) -> OSError | None:

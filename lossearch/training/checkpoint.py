@@ -89,10 +89,10 @@ def read(path: Path) -> dict[str, Any] | None:
 def put_aside(path: Path, error: Exception) -> None:
     """Have a checkpoint that cannot be used out of the way of the next one."""
     aside = path.with_name(f"{path.name}.damaged")
-    why = str(error).strip().splitlines()
+    why = f"{type(error).__name__}: {error}".splitlines()[0]
     logger.warning(
         "the checkpoint %s cannot be used (%s); it is now %s, and its training begins anew",
-        path, why[0] if why else type(error).__name__, aside.name,
+        path, why, aside.name,
     )  # fmt: skip
     with suppress(OSError):
         path.replace(aside)
