@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_resume_refuses_other_plugins(write_study: Write, stop_at: StopAt) -> No
     text = path.read_text()
     version = lossearch.__version__
     assert f'"version": "{version}"' in text
+    text = re.sub(', "check": "[0-9a-f]*"}$', "}", text, flags=re.MULTILINE)  # an edit is meant
     path.write_text(text.replace(f'"version": "{version}"', '"version": "0.0.1"', 1))
     with pytest.raises(StudyError, match="the plugins are not those that this study began with"):
         resume("out")
