@@ -110,8 +110,8 @@ def report(folder: Dir) -> None:
 
     from lossearch.study.session import renew
 
-    path, problem = renew(folder)
-    if problem:
+    path, problems = renew(folder)
+    for problem in problems:
         Console(stderr=True).print(problem, style="yellow", markup=False)
     typer.echo(str(path))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -31,6 +31,8 @@ from lossearch.trials.warm import WarmStart
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
+
+T = TypeVar("T")
 
 # What a display is given once, before the first row.
 Begin = Callable[[Run, Executor], Listener]
@@ -292,7 +294,10 @@ def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | Non
     try:
         if folder.best.exists():
             outputs.write(folder.objective, outputs.export(folder, "python"))
-        _write_report(folder, run.state, setup.registry)
+    except Exception as error:
+        problems.append(f"objective.py could not be written: {type(error).__name__}: {error}")
+    try:
+        problems += _write_report(folder, run.state, setup.registry)[1]
     except Exception as error:
         problems.append(f"the report could not be written: {type(error).__name__}: {error}")
     if tracker is not None:
@@ -304,12 +309,18 @@ def _finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | Non
     return problems
 
 
-def _write_report(
-    folder: Folder,
-    state: State,
-    registry: Registry,
-) -> Path:
+def _write_report(folder: Folder, state: State, registry: Registry) -> tuple[Path, list[str]]:
+    """The page, and the pictures beside it; also what is missing, and why."""
     from lossearch.report import write_plots, write_report
+
+    problems: list[str] = []
+
+    def part(what: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except Exception as error:  # no part of a report is worth the whole
+            problems.append(f"the report has no {what}: {type(error).__name__}: {error}")
+            return None
 
     verdict = state.verdict or {}
     chosen = {
@@ -319,32 +330,34 @@ def _write_report(
     }
     data = state.study["data"]
     facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
-    shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
-    write_plots(folder.plots, state, shapes)
-    return write_report(
-        folder.path,
-        state,
-        shapes=shapes,
-        importance=importance(state.trials.values(), maximize=state.study["maximize"]),
+    shapes = part(
+        "shapes of losses",
+        lambda: outputs.shapes(chosen, registry, {**facts, "total_steps": 1}),
     )
+    mattered = part(
+        "importance of parameters",
+        lambda: importance(state.trials.values(), maximize=state.study["maximize"]),
+    )
+    written = write_report(folder.path, state, shapes=shapes, importance=mattered)
+    return written, problems + write_plots(folder.plots, state, shapes)[1]
 
 
-def renew(path: str | Path) -> tuple[Path, str | None]:
+def renew(path: str | Path) -> tuple[Path, list[str]]:
     """Write a study's report anew, and bring its MLflow runs up to date.
 
     Returns:
-        The report's path, and what went wrong with the tracking server, if anything.
+        The report's path, and what went wrong with a part of it or with the tracking server.
     """
     folder = Folder(path).existing()
     rows = read_ledger(folder.ledger)
     state = replay(rows)
     config = parse(StudyConfig, read_yaml(folder.study, StudyError), str(folder.study), StudyError)
     plugins = load_plugins(tuple(FilePlugin(**f) for f in state.study.get("files", ())))
-    written = _write_report(folder, state, plugins.registry)
+    written, problems = _write_report(folder, state, plugins.registry)
     tracker = None if in_use(folder.ledger) else _tracker(config, folder)
     if tracker is None:  # not wanted, or the process that runs the study writes it
-        return written, None
+        return written, problems
     tracker.catch_up(rows)
     tracker.log_files(folder.files())
     tracker.close(timeout=60)
-    return written, tracker.problem
+    return written, problems + ([tracker.problem] if tracker.problem else [])
