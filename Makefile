@@ -16,11 +16,12 @@ SOURCES := lossearch plugins tests docs
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs wheel clean
+.PHONY: help install demo test faults lint docs wheel clean
 
 help:
 	@echo "make demo    search for a loss on noisy handwritten digits"
 	@echo "make test    run the tests"
+	@echo "make faults  kill studies, fill their disk, and see what is left: about an hour"
 	@echo "make lint    ruff, pyright, import-linter, and docs/components.md up to date"
 	@echo "make docs    write docs/components.md anew"
 	@echo "make wheel   build the wheel, and try it from an empty folder"
@@ -41,6 +42,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# LOSSEARCH_FAULTS=5 does each of them 5 times.
+faults: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/faults -m slow $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

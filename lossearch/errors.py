@@ -64,7 +64,10 @@ class StudyError(LossearchError):
 
 
 class StorageError(StudyError):
-    """A file of a study cannot be written (a full disk): the study stops, and resumes whole."""
+    """What a study keeps cannot be written or read: no room, no right, no folder, a bad disk.
+
+    No trial is at fault: the study stops, and goes on by ``lossearch resume`` once that is mended.
+    """
 
 
 class BusyError(StudyError):

@@ -29,6 +29,7 @@ from lossearch.data import Data, Split
 from lossearch.data.inputs import Device
 from lossearch.errors import DataError, ModelError
 from lossearch.models import ModelConfig, Network
+from lossearch.storage import whole
 
 __all__ = ["HEAD", "FeaturesConfig", "Rows", "cached"]
 
@@ -148,8 +149,8 @@ def cached(
 
     Raises:
         ModelError: the backbone is not frozen, or gives embeddings that are not finite.
-        DataError: several views are asked for of data that are not augmented, or the folder
-            cannot be written to.
+        DataError: several views are asked for of data that are not augmented.
+        StorageError: the folder cannot be written to.
     """
     if not network.frozen:
         raise ModelError("only a frozen backbone's embeddings can be kept; set freeze: true")
@@ -268,18 +269,10 @@ def _write(
     path: Path, shape: tuple[int, ...], rows: Iterator[Tensor], progress: Progress | None
 ) -> None:
     """Write the whole file or none; of several writers the last one's stays."""
+    _tidy(path.parent)
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(path.parent)
-        with partial.open("xb") as file:
-            _write_rows(file, shape, rows, progress)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"the embeddings {path} cannot be written: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with whole(path, "the embeddings", partial) as file:
+        _write_rows(file, shape, rows, progress)
 
 
 def _write_rows(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from lossearch.documents import HIDDEN, parse, read_yaml
@@ -23,6 +23,8 @@ from lossearch.trust import remember, strange
 
 if TYPE_CHECKING:
     from lossearch.tracking.mlflow import MlflowTracker
+
+T = TypeVar("T")
 
 
 def check_tracking(config: StudyConfig, folder: Folder) -> None:
@@ -84,7 +86,10 @@ def finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None
     try:
         if folder.best.exists():
             outputs.write(folder.objective, outputs.export(folder, "python"))
-        _write_report(folder, run.state, setup.registry)
+    except Exception as error:
+        problems.append(f"objective.py could not be written: {type(error).__name__}: {error}")
+    try:
+        problems += _write_report(folder, run.state, setup.registry)[1]
     except Exception as error:
         problems.append(f"the report could not be written: {type(error).__name__}: {error}")
     if tracker is not None:
@@ -98,9 +103,18 @@ def finish(setup: Setup, folder: Folder, run: Run, tracker: MlflowTracker | None
 
 def _write_report(
     folder: Folder, state: State, registry: Registry, unknown: Sequence[FilePlugin] = ()
-) -> tuple[Path, str]:
-    """The report, and what it leaves out because code that it takes is not trusted."""
+) -> tuple[Path, list[str]]:
+    """The page, and the pictures beside it; also what is missing, and why."""
     from lossearch.report import write_plots, write_report
+
+    told: list[str] = []
+
+    def part(what: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except Exception as error:  # no part of a report is worth the whole
+            told.append(f"the report has no {what}: {type(error).__name__}: {error}")
+            return None
 
     verdict = state.verdict or {}
     chosen = {
@@ -110,7 +124,14 @@ def _write_report(
     }
     data = state.study["data"]
     facts = {k: data[k] for k in ("train_size", "num_classes", "class_counts")}
-    shapes = outputs.shapes(chosen, registry, {**facts, "total_steps": 1})
+    shapes = part(
+        "shapes of losses",
+        lambda: outputs.shapes(chosen, registry, {**facts, "total_steps": 1}),
+    )
+    mattered = part(
+        "importance of parameters",
+        lambda: importance(state.trials.values(), maximize=state.study["maximize"]),
+    )
     lacking = [
         label
         for label, objective in chosen.items()
@@ -123,15 +144,9 @@ def _write_report(
         if lacking
         else ""
     )
-    write_plots(folder.plots, state, shapes)
-    written = write_report(
-        folder.path,
-        state,
-        shapes=shapes,
-        importance=importance(state.trials.values(), maximize=state.study["maximize"]),
-        note=note,
-    )
-    return written, note
+    told += [note] if note else []
+    written = write_report(folder.path, state, shapes=shapes, importance=mattered, note=note)
+    return written, told + write_plots(folder.plots, state, shapes)[1]
 
 
 def renew(path: str | Path, *, trust: bool = False) -> tuple[Path, list[str]]:
@@ -154,8 +169,7 @@ def renew(path: str | Path, *, trust: bool = False) -> tuple[Path, list[str]]:
         remember(files)
     unknown = strange(files)
     plugins = load_plugins(tuple(file for file in files if file not in unknown))
-    written, note = _write_report(folder, state, plugins.registry, unknown)
-    told = [note] if note else []
+    written, told = _write_report(folder, state, plugins.registry, unknown)
     try:
         with folder.held():
             tracker = tracker_of(config, folder)

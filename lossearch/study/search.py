@@ -233,7 +233,8 @@ class Search:
         return [min(max(trial.training["lr"] * p, lr.low), lr.high) for p in POINTS]
 
     def _jobs_of(self, trial: Trial) -> list[Job]:
-        if trial.epoch or trial.control is not None or not self._probes:
+        known = trial.epoch or trial.point is not None  # the latter: killed before its first rung
+        if known or trial.control is not None or not self._probes:
             return [self._job(trial, trial.tuned, trial.point)]
         rates = enumerate(self._rates(trial))
         return [self._job(trial, {**trial.training, "lr": r}, i) for i, r in rates]

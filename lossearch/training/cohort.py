@@ -47,13 +47,12 @@ class Cohort:
         self.stack = Stack(network, len(members), plan.training, sample_of(plan), plan)
         if first.state is not None:
             checkpoint.set_random_state(first.state, plan.device, self.order)
-        for row, member in enumerate(self.members):
-            if member.state is not None:
-                self._load(row, member)
-        self._scale(self.members)
+        lost = [m for i, m in enumerate(self.members) if not self._loaded(i, m)]
         self._sliced: set[Member] = set()  # those that a vmapped call failed on
         self._predicted: dict[str, Tensor] | None = None
         self._regroup()
+        self._drop(lost)  # they are not over: alone they begin anew
+        self._scale(self.members)
 
     def run(self, until: int) -> None:
         """Train up to an epoch; every member then has its metrics or its error."""
@@ -303,9 +302,21 @@ class Cohort:
         }
         checkpoint.write(member.path, state)
 
-    def _load(self, row: int, member: Member) -> None:
-        state = member.state
-        assert state is not None
+    def _loaded(self, row: int, member: Member) -> bool:
+        """Put a member's checkpoint into its row; whether it fits."""
+        state, member.state = member.state, None  # a file's worth of memory
+        if state is None:
+            return True
+        try:
+            self._load(row, member, state)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            checkpoint.put_aside(member.path, error)
+            return False
+        return True
+
+    def _load(self, row: int, member: Member, state: dict[str, Any]) -> None:
         prefix = "network."
         fields = {k.removeprefix(prefix): v for k, v in state["fields"].items()}
         self.stack.load(row, fields)
@@ -316,7 +327,6 @@ class Cohort:
             own = member.optimizer.state_dict()
             own["state"] = {i - count: s for i, s in states.items() if i >= count}
             member.optimizer.load_state_dict(own)
-        member.state = None  # a file's worth of memory
 
 
 def _order(member: Member) -> str:

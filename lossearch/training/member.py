@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossearch.components import Bound
+from lossearch.errors import StorageError
 from lossearch.objective import cosine_scale
 from lossearch.spec import ObjectiveSpec
 from lossearch.training import checkpoint
@@ -42,11 +43,10 @@ class Member(Progress):
         self.objective = plan.objective(spec, seed)
         self.values, self.seed, self.path, self.test = values, seed, path, test
         self.scale = cosine_scale(self.objective)
-        self.state: dict[str, Any] | None = None
         own = self.objective.parameter_groups()
         self.optimizer = plan.optimizer([], own, values) if own else None
-        if path.exists():
-            self.state = checkpoint.read(path)
+        self.state = checkpoint.read(path)
+        if self.state is not None:
             self.objective.load_state_dict(self.state["objective"])
             self.resume(self.state)
         self.error: Exception | None = None
@@ -75,8 +75,8 @@ class Member(Progress):
         """Do what may fail; an error is kept, and ends this member alone."""
         try:
             return action(*arguments)
-        except torch.cuda.OutOfMemoryError:
-            raise  # the cohort's, which is then halved
+        except (torch.cuda.OutOfMemoryError, StorageError):
+            raise  # the cohort's, which is then halved; the study's, which stops
         except Exception as error:  # a bad loss must not cost its companions
             self.error = error
         return None

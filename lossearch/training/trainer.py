@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,8 +143,33 @@ class Trainer(Progress):
             self.network.load_state_dict(self.best_weights)
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run needs to give the same numbers."""
-        state = {
+        """Write all that a resumed run needs to give the same numbers.
+
+        Raises:
+            StorageError: the system refuses it.
+        """
+        checkpoint.write(path, self._state())
+
+    def load(self, path: Path) -> None:
+        """Go on from :meth:`save`; where the file is damaged, or of another model, from here.
+
+        Raises:
+            StorageError: the system refuses to read it.
+        """
+        state = checkpoint.read(path)
+        if state is None:
+            return
+        now = copy.deepcopy(self._state())
+        try:
+            self._become(state)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            checkpoint.put_aside(path, error)
+            self._become(now)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "fields": self.fields.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -151,11 +177,8 @@ class Trainer(Progress):
             **checkpoint.random_state(self.device, self.order),
             **self.progress(),
         }
-        checkpoint.write(path, state)
 
-    def load(self, path: Path) -> None:
-        """Go on from :meth:`save`."""
-        state = checkpoint.read(path)
+    def _become(self, state: dict[str, Any]) -> None:
         self.fields.load_state_dict(state["fields"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])

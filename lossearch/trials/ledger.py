@@ -3,7 +3,8 @@
 Everything else is derived from it: what Optuna knows, what MLflow shows, the report. None of them
 is ever asked what happened. :func:`replay` turns the lines into a :class:`State`.
 
-Events and their own keys (each line also has ``event`` and ``time``, seconds since 1970):
+Events and their own keys (each line also has ``event``, ``time`` (seconds since 1970) and, at its
+end, ``check``, which no row in memory has; see :mod:`lossearch.trials.rows`):
 
 ``study``      name, config (resolved), data (the DataInfo), model, versions, plugins, left_out
 ``resumed``    (nothing more)
@@ -30,8 +31,6 @@ Where several metrics decide, ``rung`` and ``finished`` also have ``scores`` (me
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -40,7 +39,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from lossearch.errors import BusyError, StudyError
+from lossearch.errors import BusyError, StorageError, StudyError
+from lossearch.trials.rows import Row, finite, from_lines, last_check, to_line
 
 try:
     import fcntl
@@ -49,7 +49,6 @@ except ImportError:  # Windows has no flock: there, nobody guards against two ru
 
 Role = Literal["baseline", "given", "reference", "search"]
 Status = Literal["running", "finished", "pruned", "failed", "rejected"]
-Row = dict[str, Any]
 
 
 class Ledger:
@@ -70,7 +69,7 @@ class Ledger:
                 # unbuffered: what a full disk refused must not be tried again on closing
                 self._file = path.open("ab", buffering=0)
             except OSError as error:
-                raise StudyError(
+                raise StorageError(
                     f"the ledger {path} cannot be written: {error.strerror}"
                 ) from None
             if not _lock(self._file):
@@ -79,8 +78,13 @@ class Ledger:
             if _stands(self._file, path):
                 break
             self._file.close()  # who held it has taken it away: its study never began
-        _drop_torn_line(path)
         self._together = False
+        self._refused: OSError | None = None
+        *lines, torn = path.read_bytes().split(b"\n")
+        self._check = last_check(lines)
+        self._end = sum(len(line) + 1 for line in lines)
+        if torn:
+            self._cut()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -100,23 +104,43 @@ class Ledger:
         """Write one event durably and return its row.
 
         Raises:
-            StudyError: the disk is full or the folder is gone; the study must stop.
+            StorageError: the disk is full or the folder is gone; the study must stop.
         """
-        row = {"event": event, "time": round(time.time(), 3), **_finite(values)}
-        self._write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+        row = {"event": event, "time": round(time.time(), 3), **finite(values)}
+        line, check = to_line(row, self._check)
+        self._write(line)
+        self._check = check
         return row
 
     def _write(self, line: bytes) -> None:
+        if self._refused is not None:
+            raise self._error(self._refused)
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if not self._together:
-                os.fsync(self._file.fileno())
         except OSError as error:
-            raise StudyError(
-                f"the ledger {self.path} cannot be written: {error.strerror}. What is in it is "
-                "safe; make room and run `lossearch resume`"
-            ) from None
+            self._cut()
+            raise self._error(error) from None
+        self._end += len(line)
+        if not self._together:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._refused = error  # a later one would succeed, and mean nothing
+                raise self._error(error) from None
+
+    def _cut(self) -> None:
+        """Take half a line off the end; where that fails too, nothing is written behind it."""
+        try:
+            self._file.truncate(self._end)
+        except OSError as error:
+            self._refused = error
+
+    def _error(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"the ledger {self.path} cannot be written: {error.strerror}. What is in it is "
+            "safe; make room and run `lossearch resume`"
+        )
 
     def close(self) -> None:
         self._file.close()
@@ -126,7 +150,7 @@ def read_ledger(path: Path) -> list[Row]:
     """All rows of a ledger; a line torn by a kill in the middle of a write is left out.
 
     Raises:
-        StudyError: there is no ledger at ``path``, or a line that is not the last is damaged.
+        StudyError: there is no ledger at ``path``, or a line in it is damaged, lost or doubled.
     """
     try:
         *lines, _torn = path.read_bytes().split(b"\n")  # without a newline, the write was cut off
@@ -134,16 +158,7 @@ def read_ledger(path: Path) -> list[Row]:
         raise StudyError(f"there is no study in {path.parent}: it has no {path.name}") from None
     except OSError as error:
         raise StudyError(f"the ledger {path} cannot be read: {error.strerror}") from None
-    rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "event" not in row:
-            raise StudyError(f"{path}, line {number}, is not a ledger row")
-        rows.append(row)
-    return rows
+    return from_lines(lines, path)
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -163,27 +178,6 @@ def _stands(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut a half-written last line off, so that the next row starts on a line of its own."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity become null: JSON has neither."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
 
 
 @dataclass

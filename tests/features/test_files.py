@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.data import Data
-from lossearch.errors import DataError, ModelError
+from lossearch.errors import ModelError, StorageError
 from lossearch.features import cached
 from lossearch.models import Network, build_network
 from lossearch.registry import Registry
@@ -212,7 +213,23 @@ def test_embeddings_that_are_not_finite_are_refused(
 
 def test_a_folder_that_cannot_be_made(images: Data, network: Network, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(DataError, match=r"cannot be written: "):
+    with pytest.raises(StorageError, match=r"the embeddings .*\.npy cannot be written: "):
         cached(images, network, tmp_path / "taken" / "features")
+
+
+def test_a_full_disk_leaves_no_half_file(
+    images: Data, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows fit on it; what the disk has taken by then is given back."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+            cached(images, network, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    cached(images, network, tmp_path)
 
 

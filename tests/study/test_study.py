@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from lossearch.study import StudyResult, read_study, start
+from lossearch.study.session import renew
 from lossearch.trials.ledger import replay
 from lossearch.trials.proposer import MIN_BASELINE
 
@@ -30,6 +31,27 @@ def test_the_files(result: StudyResult, tmp_path: Path) -> None:
     }  # fmt: skip
     assert list((result.folder / "checkpoints").glob("*")) == []
     assert result.problems == []
+
+
+def test_what_fails_of_a_report_takes_nothing_else_away(
+    result: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("never mind")
+
+    monkeypatch.setattr("lossearch.study.outputs.shapes", fail)
+    monkeypatch.setattr("lossearch.study.session.importance", fail)
+    monkeypatch.setattr("lossearch.report.plots._curves", fail)
+    for left in [result.folder / "report.html", *(result.folder / "plots").iterdir()]:
+        left.unlink()
+    path, problems = renew(result.folder)
+    assert result.verdict and result.verdict["winner"]["label"] in path.read_text()
+    assert [p.name for p in (result.folder / "plots").iterdir()] == ["search.png"]
+    assert problems == [
+        "the report has no shapes of losses: ZeroDivisionError: never mind",
+        "the report has no importance of parameters: ZeroDivisionError: never mind",
+        "curves.png could not be drawn: ZeroDivisionError: never mind",
+    ]
 
 
 def test_the_verdict(result: StudyResult) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +17,13 @@ import torch
 
 from lossearch.components import Bound
 from lossearch.data import Data
-from lossearch.errors import PluginError
+from lossearch.errors import PluginError, StorageError
 from lossearch.models import ModelConfig, build_network
 from lossearch.plugins import FilePlugin, load_plugins
 from lossearch.registry import Registry, current
 from lossearch.training import Job, Unit, Workbench
 from lossearch.training.evaluate import predict, score
+from lossearch.training.trainer import Trainer
 
 Make = Callable[..., Workbench]
 VALUES = {"lr": 0.05, "weight_decay": 0.01}
@@ -64,6 +69,105 @@ def test_a_lost_checkpoint_costs_time_and_changes_nothing(
     bench.run(Unit(2, (job(7, until=2),)))
     (tmp_path / "checkpoints" / "7-0.pt").unlink()
     assert facts(bench.run(Unit(3, (job(7),))).jobs) == facts([whole])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero_a_page(path: Path) -> None:
+    """As a power cut leaves it: of the right size, and a part of it never written."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as parts:
+        start = max(parts.infolist(), key=lambda part: part.file_size).header_offset + 128
+    content[start : start + 128] = bytes(128)
+    path.write_bytes(content)
+
+
+def of_another_model(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["fields"] = {f"older.{k}": v for k, v in state["fields"].items()}
+    torch.save(state, path)
+
+
+def without_a_key(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    del state["order"]
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda path: path.write_bytes(b""), "File is not a zip file"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "File is not a zip file"),
+        (cut, "File is not a zip file"),
+        (zero_a_page, "the checksum of .* is wrong"),
+        (without_a_key, "it lacks order"),
+        (of_another_model, "Missing key|Error"),
+        (lambda path: torch.save([1], path), "no attribute 'keys'"),
+    ],
+)
+@pytest.mark.parametrize("cohort", [False, True])
+def test_a_damaged_checkpoint_is_put_aside_and_its_job_begins_anew(
+    make_bench: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Any,
+    why: str,
+    cohort: bool,
+) -> None:
+    losses = ("tempered", "squentropy", {"name": "poly_loss", "epsilon": 2.0}, "ensloss")
+    jobs = tuple(job(i, loss) for i, loss in enumerate(losses))
+    paused = tuple(replace(each, until=2) for each in jobs)
+
+    def run(bench: Workbench, part: tuple[Job, ...]) -> list[Any]:
+        if cohort:
+            return facts(bench.run(Unit(1, part)).jobs)
+        return [fact for each in part for fact in facts(bench.run(Unit(1, (each,))).jobs)]
+
+    def bench(folder: str) -> Workbench:
+        made = make_bench(folder)
+        made.choice.gain = lambda size: 9.0 if cohort else 0.0
+        return made
+
+    whole = bench("whole")
+    run(whole, paused)
+    expected = run(whole, jobs)
+    hurt = bench("hurt")
+    run(hurt, paused)
+    damage(tmp_path / "hurt" / "1-0.pt")
+    assert run(hurt, jobs) == expected
+    assert hurt.choice.problem is None
+    assert [p.name for p in (tmp_path / "hurt").iterdir()] == ["1-0.pt.damaged"]
+    (record,) = caplog.records
+    assert re.search(rf"1-0\.pt cannot be used \(.*({why}).*\); .* begins anew", record.message)
+
+
+def test_a_checkpoint_that_the_system_refuses_stops_the_study(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither the objective's fault, nor to be thrown away."""
+    trainer = make_trainer()
+    path = tmp_path / "1.pt"
+    trainer.save(path)
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match=r"1\.pt cannot be written: No space left on dev"):
+            trainer.save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("zipfile.ZipFile", refused)
+        with pytest.raises(StorageError, match=r"1\.pt cannot be read: Permission denied"):
+            trainer.load(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["1.pt"]
 
 
 def test_several_jobs_in_a_unit_give_the_same_as_one_by_one(make_bench: Make) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
+import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from lossearch.errors import BusyError, StudyError
+from lossearch.errors import BusyError, StorageError, StudyError
 from lossearch.trials.ledger import Ledger, read_ledger, replay
+from tests.disk import room_for
 
 PROPOSED: dict[str, Any] = {
     "trial": 0,
@@ -44,7 +50,8 @@ def test_a_row_is_on_the_disk_before_append_returns(
     ledger = Ledger(path)
     row = ledger.append("proposed", **PROPOSED)
     assert synced == [path.read_bytes()]
-    assert json.loads(path.read_text("utf-8")) == row
+    written = json.loads(path.read_text("utf-8"))
+    assert {k: v for k, v in written.items() if k != "check"} == row
     ledger.close()
 
 
@@ -78,8 +85,98 @@ def test_a_torn_last_line_is_left_out_and_cut_off(path: Path, torn: bytes) -> No
 @pytest.mark.parametrize("damaged", ['{"event": "ru', "5", "{}", "", "\x00"])
 def test_a_damaged_line_in_the_middle_is_named(path: Path, damaged: str) -> None:
     path.write_text('{"event": "study"}\n' + damaged + '\n{"event": "resumed"}\n')
-    with pytest.raises(StudyError, match=r"ledger\.jsonl, line 2, is not a ledger row"):
+    with pytest.raises(StudyError, match=r"ledger\.jsonl, line 2, is not a ledger row.*first 1 l"):
         read_ledger(path)
+
+
+def written(path: Path, count: int = 6) -> list[bytes]:
+    """The lines of a new ledger."""
+    ledger = Ledger(path)
+    for seed in range(count):
+        ledger.append("confirmed", trial=3, seed=seed, test={"nll": 0.1 * seed})
+    ledger.close()
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_a_lines_check_is_the_hash_of_the_line_and_of_the_check_before(path: Path) -> None:
+    before = b""
+    for line in written(path, 3):
+        body, check = line.rstrip(b"\n").split(b', "check": "')
+        wanted = hashlib.blake2b(before + body + b"}", digest_size=8).hexdigest().encode()
+        assert check == wanted + b'"}'
+        before = wanted
+    assert all("check" not in row for row in read_ledger(path))
+
+
+def alter(lines: list[bytes]) -> list[bytes]:
+    lines[2] = lines[2].replace(b'"trial": 3', b'"trial": 8')
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: [*x[:2], *x[3:]], "line 3, does not follow from line 2: it was altered, or"),
+        (lambda x: x[1:], "line 1, cannot be right: .*start a new study"),
+        (lambda x: [*x[:3], x[2], *x[3:]], "line 4, is line 3 once more"),
+        (lambda x: [*x, x[2]], "line 7, is line 3 once more"),
+        (lambda x: [*x, *x], "line 7, is line 1 once more"),
+        (lambda x: [*x[:2], x[3], x[2], *x[4:]], "line 3, does not follow from line 2"),
+        (alter, "line 3, does not follow from line 2.*keep its first 2 lines"),
+        (lambda x: [*x[:3], b'{"event": "resumed"}\n', *x[3:]], "line 4, has no check"),
+        (lambda x: [*x, b'{"event": "resumed"}\n'], "line 7, has no check"),
+    ],
+)
+def test_a_line_that_was_lost_doubled_moved_or_altered_is_named(
+    path: Path, change: Callable[[list[bytes]], list[bytes]], said: str
+) -> None:
+    path.write_bytes(b"".join(change(written(path))))
+    with pytest.raises(StudyError, match=rf"ledger\.jsonl, {said}"):
+        read_ledger(path)
+
+
+def test_every_bit_counts(path: Path) -> None:
+    whole = b"".join(written(path, 3))
+    for place in range(len(whole) - 1):  # without its end, the last line is a torn one
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(StudyError, match=r"ledger\.jsonl, line \d,"):
+            read_ledger(path)
+
+
+def test_what_is_kept_of_a_damaged_ledger_goes_on(path: Path) -> None:
+    path.write_bytes(b"".join(written(path)[:2]))
+    written(path, 1)
+    assert [row["seed"] for row in read_ledger(path)] == [0, 1, 0]
+
+
+def test_an_old_ledger_is_read_and_what_is_added_to_it_checks_it_too(path: Path) -> None:
+    old = b'{"event": "study", "time": 1}\n{"event": "resumed", "time": 2}\n'
+    path.write_bytes(old)
+    assert len(read_ledger(path)) == 2
+    lines = written(path, 2)
+    assert b"".join(lines[:2]) == old and all(b'"check"' in x for x in lines[2:])
+    assert [row["event"] for row in read_ledger(path)] == ["study", "resumed"] + ["confirmed"] * 2
+    path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    with pytest.raises(StudyError, match="line 2, does not follow from line 1"):
+        read_ledger(path)
+
+
+def test_an_edit_that_was_meant(path: Path) -> None:
+    """As docs/reliability.md says: without its checks it is as an old ledger."""
+    path.write_bytes(b"".join(alter(written(path))))
+    subprocess.run(["sed", "-i", 's/, "check": "[0-9a-f]*"}$/}/', path], check=True)
+    assert [row["trial"] for row in read_ledger(path)] == [3, 3, 8, 3, 3, 3]
+    written(path, 1)
+    assert len(read_ledger(path)) == 7
+
+
+def test_a_copy_that_went_through_windows(path: Path) -> None:
+    path.write_bytes(b"".join(written(path)).replace(b"\n", b"\r\n"))
+    assert len(read_ledger(path)) == 6
+    written(path, 1)
+    assert len(read_ledger(path)) == 7
 
 
 def test_no_ledger(tmp_path: Path) -> None:
@@ -107,24 +204,73 @@ def test_a_full_disk_says_what_to_do_and_closing_raises_no_more(path: Path) -> N
     assert len(read_ledger(path)) == 1
 
 
-def test_a_write_that_was_cut_short_is_an_error(path: Path) -> None:
-    class Short:
+@pytest.mark.parametrize("together", [False, True])
+def test_what_a_full_disk_cut_short_is_cut_off_before_writing_on(
+    path: Path, together: bool
+) -> None:
+    ledger = Ledger(path)
+    ledger.append("study")
+    row = path.stat().st_size
+    block = ledger.together() if together else nullcontext()
+    with pytest.raises(StorageError, match=r"No space left.*lossearch resume"), block:
+        ledger.append("resumed")
+        whole = path.read_bytes()
+        with room_for(len(whole) + row // 2):
+            ledger.append("proposed", **PROPOSED)
+    assert path.read_bytes() == whole
+    ledger.append("resumed")  # after room was made
+    ledger.close()
+    assert [r["event"] for r in read_ledger(path)] == ["study", "resumed", "resumed"]
+
+
+def test_half_a_line_that_cannot_be_cut_off_has_nothing_behind_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bad:
+        """Takes ten bytes of a line, and gives none back."""
+
         def __init__(self, file: Any) -> None:
             self.file = file
+            self.fileno, self.close = file.fileno, file.close
 
         def write(self, data: bytes) -> int:
             return self.file.write(data[:10])
 
-        def close(self) -> None:
-            self.file.close()
+        def truncate(self, size: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     ledger = Ledger(path)
     ledger.append("study")
-    ledger._file = Short(ledger._file)  # type: ignore[assignment]
-    with pytest.raises(StudyError, match=os.strerror(errno.ENOSPC)):
+    whole = path.read_bytes()
+    ledger._file = Bad(ledger._file)  # type: ignore[assignment]
+    with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
         ledger.append("proposed", **PROPOSED)
+    torn = path.read_bytes()
+    assert torn[: len(whole)] == whole and len(torn) == len(whole) + 10
+    for _ in range(2):
+        with pytest.raises(StorageError, match=os.strerror(errno.EIO)):
+            ledger.append("resumed")
+    assert path.read_bytes() == torn
     ledger.close()
     assert [r["event"] for r in read_ledger(path)] == ["study"]
+    ledger = Ledger(path)
+    ledger.append("resumed")
+    ledger.close()
+    assert [r["event"] for r in read_ledger(path)] == ["study", "resumed"]
+
+
+def test_after_a_sync_that_failed_none_is_believed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system reports it once, and forgets what it has lost."""
+    ledger = Ledger(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
+        with pytest.raises(StorageError, match=os.strerror(errno.EIO)):
+            ledger.append("study")
+    with pytest.raises(StorageError, match=os.strerror(errno.EIO)):
+        ledger.append("resumed")
+    ledger.close()
 
 
 def test_two_processes_never_write_one_ledger(path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from lossearch.trials.ledger import Trial
@@ -127,6 +130,27 @@ def test_importance_finds_the_parameter_that_matters(make_proposer: Make, drive:
     assert sum(found.values()) == pytest.approx(1, abs=1e-3)
     assert found == importance(trials, maximize=True)
     assert importance(trials[:8], maximize=True) == {}
+
+
+def test_importance_of_a_large_search_takes_a_second(
+    make_proposer: Make, drive: Drive
+) -> None:
+    """Shares of the variance of a sum are known; as many trials take a minute by default."""
+    proposer = make_proposer(trials=2000, losses=["focal", "poly_loss"], sampler="random")
+    better = {"focal": 0.5, "poly_loss": -0.5}
+
+    def score(trial: Trial) -> None:
+        finish(trial)
+        trial.score = better.get(loss_of(trial), 0.0) + math.log10(trial.training["lr"])
+
+    trials = [t for t in drive(proposer, score) if t.role != "baseline"]
+    began = time.process_time()
+    found = importance(trials, maximize=True)
+    assert time.process_time() - began < 3  # 0.3 s where nothing else runs
+    rates = np.log10(np.linspace(1e-4, 1e-1, 100_000))  # fANOVA's own measure: no logarithm
+    share = rates.var() / (rates.var() + 0.5**2)
+    assert found["training.lr"] == pytest.approx(share, abs=0.05)
+    assert found["terms.0.loss"] == pytest.approx(1 - share, abs=0.05)
 
 
 def test_nothing_warns(make_proposer: Make, drive: Drive) -> None:
