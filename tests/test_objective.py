@@ -315,13 +315,14 @@ def test_a_plugin_beside_the_file_is_read(tmp_path: Path) -> None:
     }
     path = tmp_path / "objective.yaml"
     path.write_text(dump_yaml(document))
-    assert load_objective(path)(BATCH).item() == pytest.approx(2 * LOGITS.sum().item() / 3)
+    value = load_objective(path, trust=True)(BATCH).item()
+    assert value == pytest.approx(2 * LOGITS.sum().item() / 3)
     (tmp_path / "beside.py").write_text("1 / 0")
     with pytest.raises(PluginError, match=r"beside.* does not import: line 1: ZeroDivisionError"):
-        load_objective(path)
+        load_objective(path, trust=True)
     (tmp_path / "beside.py").unlink()
     with pytest.raises(PluginError, match=r"beside\.py cannot be read"):
-        load_objective(path)
+        load_objective(path, trust=True)
 
 
 def test_a_file_that_holds_no_objective(tmp_path: Path) -> None:

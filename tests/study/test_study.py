@@ -179,7 +179,7 @@ def test_objectives_that_fail_are_rows_and_not_the_end(write_study: Write, tmp_p
         "running": 0,
     }  # fmt: skip
     assert (found.recommend, found.verdict["winner"]) == ("baseline", None)
-    assert found.verdict["reason"] == "no other objective finished"
+    assert found.verdict["reason"].startswith("no other objective finished: trial 1, raises: ")
     best = yaml.safe_load((found.folder / "best.yaml").read_text())
     assert best["objective"]["terms"] == [{"loss": {"name": "cross_entropy"}}]
     assert (found.folder / "report.html").exists()
@@ -189,8 +189,9 @@ def test_a_baseline_that_never_finishes_is_said(write_study: Write, tmp_path: Pa
     (tmp_path / "bad.py").write_text(BAD)
     found = start(read_study(write_study(plugins=["bad.py"], baseline="raises")))
     assert found.verdict is not None
-    assert (found.recommend, found.verdict["baseline"]) == ("baseline", None)
-    assert found.verdict["reason"] == "no trial of the baseline finished"
+    assert (found.recommend, found.verdict["baseline"]) == (None, None)
+    assert found.failure is not None
+    assert found.failure.startswith("no trial of the baseline finished, so nothing")
 
 
 def test_what_cannot_teach_is_refused_before_it_trains(
