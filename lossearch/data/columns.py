@@ -124,7 +124,7 @@ class Table:
             column = _written(column, forms, texts, self.commas)
             if column.name != str(frame.columns[number]):
                 column = column.also(f"a second column of the name '{frame.columns[number]}'")
-            if column.kind == "number":
+            if column.kind == "number" and column.form is None:
                 values = column.read(given[number]).to_numpy()
                 why = _index(column.name, number, values)
                 if why:
@@ -226,10 +226,10 @@ def _written(column: Column, forms: list[Form], texts: list[str], commas: bool) 
         return column
     form = next((f for f in forms if (f.decimal == ",") == commas), forms[0])
     how = described(form, texts)
-    other = next((f for f in forms if f != form), form)
-    doubtful = next((t for t in texts if form.value(t) != other.value(t)), None)
-    if doubtful is not None and how:
-        how += f": '{doubtful}' is {form.value(doubtful):g}"
+    other = next((f for f in forms if f != form), None)
+    if other is not None and how:
+        doubtful = next((t for t in texts if form.value(t) != other.value(t)), None)
+        how += f": '{doubtful}' is {form.value(doubtful):g}" if doubtful is not None else ""
     if form == Form() and not how and not column.how:
         return column  # plain numbers
     return replace(column.also(how) if how else column, form=form)

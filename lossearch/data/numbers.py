@@ -26,6 +26,7 @@ MARKS = frozenset(
 _UNITS = r"[$€£¥₹₽₩₺%]|USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL"
 _SPACES = " \u00a0\u202f"  # a blank, a no-break one, a narrow no-break one
 _SIGNS = "+−-"
+_AROUND = re.compile(rf"([{_SIGNS}]?)\s*({_UNITS})?\s*(.*?)\s*({_UNITS})?")
 _FEW = 100
 
 
@@ -88,7 +89,9 @@ def _without_unit(text: str) -> tuple[str, str]:
     text = text.strip()
     if text.startswith("(") and text.endswith(")"):
         text = f"-{text[1:-1].strip()}"
-    found = re.fullmatch(rf"([{_SIGNS}]?)\s*({_UNITS})?\s*(.*?)\s*({_UNITS})?", text)
+    if text[-1:].isdigit() and text.lstrip("-")[:1].isdigit():
+        return text, ""
+    found = _AROUND.fullmatch(text)
     if found is None or (found[2] and found[4]):
         return text, ""
     return f"{found[1]}{found[3]}", found[2] or found[4] or ""

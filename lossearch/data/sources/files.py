@@ -19,6 +19,7 @@ from lossearch.data.sources.paths import existing
 from lossearch.errors import DataError, unknown
 
 UNKNOWN = ("?", " ?")  # missing, beside what pandas takes for it
+_SOME = 10_000  # rows that show whether a table has decimal commas
 _NO_LABEL = (*UNKNOWN, "", " ", "nan", "NaN")  # what is missing in the label column
 
 
@@ -80,7 +81,8 @@ def csv(
         place = _place(names, label, file, named=found.header)
         number = table.columns[place]
         floats = table.select_dtypes("float").columns
-        if len(floats) and Table(table.drop(columns=[number, *floats])).commas:
+        rest = table.drop(columns=[number, *floats])
+        if len(floats) and Table(rest.head(_SOME)).commas:
             table[floats] = read(dtype=str)[floats]  # 1.234 may be a thousand
         if bool(table[number].isna().any()):  # None may be a class
             marks = [*_NO_LABEL, *missing]
