@@ -161,8 +161,8 @@ def parse_yaml(text: str, where: str, error: type[LossearchError] = SpecError) -
         raise error(f"{where}{at} is not YAML: {what}") from None
     except _Refused as problem:
         raise error(f"{where}, line {problem.line} cannot be read: {problem}") from None
-    except ValueError as problem:  # a number that is none, such as 0x or 99:99:x
-        raise error(f"{where} cannot be read: {problem}") from None
+    except (ValueError, LookupError) as problem:  # what its tag denies: 0x, 99:99:x, !!bool x
+        raise error(f"{where} cannot be read: {problem} is no such value") from None
     if document is None:
         raise error(f"{where} is empty")
     if not isinstance(document, dict):

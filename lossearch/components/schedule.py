@@ -50,7 +50,7 @@ class Schedule(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("schedule") not in KEYS:
+        if not isinstance(given, Mapping) or given.get("schedule") not in tuple(KEYS):
             return given
         form = given["schedule"]
         usual = {"at": DEFERRED_AT} if form == "deferred" else DEFAULTS
