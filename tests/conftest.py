@@ -17,6 +17,25 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+# What is tested there are the processes.
+REAL = {"executors", "e2e", "faults"}
+
+
+@pytest.fixture(autouse=True)
+def _benches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies of a test train in its process: one more for each of them would take seconds."""
+    if REAL & set(request.path.parts):
+        return
+    import lossearch.study  # noqa: F401
+    from lossearch.registry import current
+    from lossearch.training import Workbench
+
+    for user in ("session", "compare"):
+        monkeypatch.setattr(
+            f"lossearch.study.{user}.open_bench", lambda recipe: Workbench(recipe, current())
+        )
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of real data beside the project."""

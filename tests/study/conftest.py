@@ -58,14 +58,9 @@ def here(recipe: Recipe) -> Workbench:
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Each test in a folder of its own, which also gets ``runs/``; its studies in this process.
-
-    A process for each study would take seconds: tests/executors and tests/e2e have them.
-    """
+    """Each test in a folder of its own, which also gets ``runs/``."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    for user in ("session", "compare"):
-        monkeypatch.setattr(f"lossearch.study.{user}.open_bench", here)
     yield
     use(None)
 
