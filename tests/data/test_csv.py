@@ -190,6 +190,7 @@ def test_csv_encodings(tmp_path: Path) -> None:
 
 def test_csv_missing(tmp_path: Path) -> None:
     text = "a,b,y\nrefused,1,0\n2,-999,1\n3,4,0\n"
+    assert frame_of(csv(path=written(tmp_path, text), missing=-999))["b"].isna().sum() == 1
     found = frame_of(csv(path=written(tmp_path, text), missing=("refused", -999)))
     assert found.isna().to_numpy().tolist() == [[True, False], [False, True], [False, False]]
     with pytest.raises(DataError, match="1 of 3 targets are missing"):
