@@ -190,6 +190,7 @@ def test_csv_encodings(tmp_path: Path) -> None:
 
 def test_csv_missing(tmp_path: Path) -> None:
     text = "a,b,y\nrefused,1,0\n2,-999,1\n3,4,0\n"
+    assert frame_of(csv(path=written(tmp_path, text), missing=-999))["b"].isna().sum() == 1
     found = frame_of(csv(path=written(tmp_path, text), missing=("refused", -999)))
     assert found.isna().to_numpy().tolist() == [[True, False], [False, True], [False, False]]
     with pytest.raises(DataError, match="1 of 3 targets are missing"):
@@ -229,3 +230,18 @@ def test_csv_decimal_commas(tmp_path: Path) -> None:
     read = table.read(frame_of(found))
     assert read["a"].tolist() == [i + 0.5 for i in range(30)]
     assert read["b"].tolist() == [1000 + i if i % 2 else i for i in range(30)]
+
+
+def test_csv_cells_with_lines_and_very_long_ones(tmp_path: Path) -> None:
+    text = 'a,note,y\n1,"two\nlines, one cell",0\n2,plain,1\n3,"' + "x" * 200_000 + '",0\n'
+    found = csv(path=written(tmp_path, text))
+    assert list(frame_of(found)) == ["a", "note"] and found.targets.tolist() == [0, 1, 0]
+    assert frame_of(found)["note"][0] == "two\nlines, one cell"
+
+
+def test_csv_a_column_of_numbers_then_words(tmp_path: Path) -> None:
+    """Read in pieces, it would come as numbers in the first and as text in the last of them."""
+    text = "a,y\n" + "1,0\n2,1\n" * 300_000 + "n.a.,1\n"
+    frame = frame_of(csv(path=written(tmp_path, text)))
+    [column] = Table(frame).columns
+    assert column.kind == "number" and column.how == "1 times 'n.a.' read as missing"

@@ -20,7 +20,7 @@ from lossearch.errors import DataError, unknown
 
 UNKNOWN = ("?", " ?")  # missing, beside what pandas takes for it
 _SOME = 10_000  # rows that show whether a table has decimal commas
-_NO_LABEL = (*UNKNOWN, "", " ", "nan", "NaN")  # what is missing in the label column
+_NO_LABEL = ("", " ", "nan", "NaN")  # what is missing in the label column
 
 
 @dataset()
@@ -30,7 +30,7 @@ def csv(
     label: str | int = "last",
     header: bool | None = None,
     separator: str | None = None,
-    missing: tuple[str | float, ...] = (),
+    missing: str | float | tuple[str | float, ...] = (),
     encoding: str | None = None,
 ) -> Dataset:
     """A table in a CSV file.
@@ -44,7 +44,7 @@ def csv(
         label: Name of the label column, ``last``, or, without a header, its number from 0.
         header: Whether the first line holds the names; seen from the file where left out.
         separator: Between the columns; seen from the file where left out.
-        missing: Further words, or numbers, that mean that a value is missing.
+        missing: A further word or number, or several, that mean that a value is missing.
         encoding: Of the file, such as ``cp1252`` or ``utf-16``; UTF-8 where left out, and UTF-16
             where the file begins with its mark.
 
@@ -58,6 +58,7 @@ def csv(
     """
     file = existing(path, "csv")
     found = layout_of(file, encoding, separator, header)
+    marks = [*UNKNOWN, *(missing if isinstance(missing, tuple) else (missing,))]
 
     def read(**options: Any) -> pd.DataFrame:
         given = {
@@ -66,7 +67,7 @@ def csv(
             "skiprows": found.before,
             "sep": found.separator,
             "engine": "python" if len(found.separator) > 1 else "c",
-            "na_values": [*UNKNOWN, *missing],
+            "na_values": marks,
             "skipinitialspace": True,
             "encoding": found.encoding,
         }
@@ -85,9 +86,8 @@ def csv(
         if len(floats) and Table(rest.head(_SOME)).commas:
             table[floats] = read(dtype=str)[floats]  # 1.234 may be a thousand
         if bool(table[number].isna().any()):  # None may be a class
-            marks = [*_NO_LABEL, *missing]
-            whole = read(usecols=[number], na_values=marks, keep_default_na=False)
-            table[number] = whole[number]
+            empty = [*_NO_LABEL, *marks]
+            table[number] = read(usecols=[number], na_values=empty, keep_default_na=False)
     except pd.errors.EmptyDataError:
         raise DataError(f"{file} holds no rows") from None
     except UnicodeDecodeError as error:

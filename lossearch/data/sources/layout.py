@@ -142,7 +142,10 @@ def _cells(line: str, separator: str) -> list[str]:
         return []
     if len(separator) > 1:  # a regular expression, as pandas reads it
         return re.split(separator, line.strip())
-    return next(csv_module.reader([line], delimiter=separator, skipinitialspace=True), [])
+    try:
+        return next(csv_module.reader([line], delimiter=separator, skipinitialspace=True), [])
+    except csv_module.Error:  # a cell of more than 128 kB
+        return line.split(separator)
 
 
 def _separator(lines: list[str]) -> str:
