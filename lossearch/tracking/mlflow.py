@@ -112,6 +112,8 @@ class _Store:
 
         for name in ("alembic", "urllib3.connectionpool"):  # migrations; every single retry
             logging.getLogger(name).setLevel(logging.ERROR)
+        # a traceback of each write that a full disk refuses; the writer tells of it in a line
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         location = None
         if database := _sqlite_path(self._uri):
             database.parent.mkdir(parents=True, exist_ok=True)
