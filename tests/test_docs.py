@@ -156,6 +156,17 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
+def test_python_blocks_of_the_page_on_models_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = fenced((ROOT / "docs" / "models.md").read_text("utf-8"), "python")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "models.md", "exec"), names)
+    assert len(blocks) >= 4
+
+
 @pytest.mark.parametrize("number", range(len(marked("yaml"))))
 def test_study_blocks_are_valid(number: int, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"

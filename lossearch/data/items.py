@@ -29,13 +29,14 @@ def parted(item: Any, position: int) -> tuple[Any, Any]:
     """
     where = f"item {position} of the torch dataset"
     if isinstance(item, (tuple, list)):
-        if len(item) > 2:
+        if not 1 <= len(item) <= 2:
             raise DataError(
                 f"{where} has {len(item)} parts, and an item is (input, target). Of several "
                 f"inputs make one part: ((a, b), target), or a dict. If the third is a weight: "
                 f"{_NO_WEIGHTS}"
             )
-        return item[0], item[1] if len(item) == 2 else None
+        first, *rest = item
+        return first, rest[0] if rest else None
     if not isinstance(item, Mapping):
         return item, None
     named = [name for name in TARGETS if name in item]

@@ -72,14 +72,15 @@ def shown(output: Tensor) -> Ending | None:
     node = output.grad_fn
     while node is not None:
         name = node.name()
-        found = next((e for n, e in _NODES.items() if name.startswith(n)), None)
+        found: Ending | None = next((e for n, e in _NODES.items() if name.startswith(n)), None)
         if found is not None:
             return found
         if not name.startswith(_THROUGH):
             break
         node = node.next_functions[0][0]
-    both: tuple[Ending, ...] = ("softmax", "log_softmax")
-    return next((ending for ending in both if sums_to_one(output, ending)), None)
+    if sums_to_one(output, "softmax"):
+        return "softmax"
+    return "log_softmax" if sums_to_one(output, "log_softmax") else None
 
 
 def sums_to_one(output: Tensor, ending: Ending) -> bool:

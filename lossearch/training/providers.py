@@ -134,8 +134,8 @@ def try_providers(
     with torch.random.fork_rng(devices=[]):
         own = copy.deepcopy(network).eval()
         given = {"task": task, **facts}
+        failing = "the model"
         try:
-            failing = "the model"
             if own.frozen:  # what trains is a head on its embeddings
                 batch["inputs"] = fed(own.backbone, batch["inputs"])
                 own = Network(nn.Flatten(), own.head, squeeze=own.squeeze, two=own.two)

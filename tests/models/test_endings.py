@@ -209,7 +209,7 @@ def test_a_function_or_class_makes_the_network_by_seed(registry: Registry, funct
 
 
 def test_what_makes_a_network_may_freeze_it(registry: Registry) -> None:
-    whole = sized(3)
+    whole = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     whole[0].requires_grad_(False)
     factory = Factory(lambda: whole)
     assert build_network(factory, Info(), registry).frozen
