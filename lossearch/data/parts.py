@@ -278,8 +278,10 @@ def _warn_of_scale(values: Tensor) -> None:
 
 
 def _scale_note(values: Tensor, kind: Kind) -> tuple[str, ...]:
+    if kind == "table" or not values.is_floating_point():  # tokens and masks are no measure
+        return ()
     largest = float(values.abs().max()) if values.numel() else 0.0
-    if kind == "table" or largest <= LARGE:
+    if largest <= LARGE:
         return ()
     return (
         f"the inputs reach {largest:g} and are used as they are, which trains badly: divide all "

@@ -142,7 +142,10 @@ def _claim(folder: Folder) -> _Claim | None:
     Returns:
         The folder, its ledger, and what was made for it, the innermost first.
     """
-    folder.refuse_links()
+    try:
+        folder.refuse_links()
+    except OSError as error:
+        raise _unwritable(folder, error) from None
     if folder.holds_study:
         return None
     made = [p for p in (folder.path, *folder.path.parents) if not os.path.exists(p)]

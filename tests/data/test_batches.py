@@ -244,5 +244,5 @@ def test_items_of_other_kinds_are_refused() -> None:
     targets = np.arange(20) % 2
     with pytest.raises(DataError, match=r"'name', in the input of item .*, is a str"):
         prepare_dataset(as_dataset(Dicts(), targets))
-    with pytest.raises(DataError, match="inputs are str objects"):
+    with pytest.raises(DataError, match="is a str; make a tensor of it"):
         prepare_dataset(as_dataset(Text(), targets))

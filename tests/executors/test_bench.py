@@ -90,6 +90,7 @@ def test_a_training_that_hangs_is_ended_and_marked(bench: Bench) -> None:
     assert hung.reason == "timed_out" and "in hangs_later (deadly.py, line 33)" in hung.detail
 
 
+@pytest.mark.long
 def test_a_process_that_somebody_kills_is_replaced(bench: Bench) -> None:
     assert isinstance(bench, ChildBench)
     bench.look([spec("cross_entropy")])
@@ -102,6 +103,7 @@ def test_a_process_that_somebody_kills_is_replaced(bench: Bench) -> None:
     assert bench._process.pid != first
 
 
+@pytest.mark.long
 def test_what_components_print_is_shown_and_no_answer(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_what_cannot_be_sent_is_trained_here_aloud(
     assert "cannot be sent to another" in caplog.text
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(bench, ChildBench)
     process = bench._process
@@ -183,6 +186,7 @@ def script(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     return start
 
 
+@pytest.mark.long
 def test_a_model_of_a_script_is_sent(script: Callable[[], subprocess.Popen[str]]) -> None:
     said, _ = script().communicate(timeout=300)
     assert "recommended" in said

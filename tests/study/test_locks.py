@@ -33,6 +33,8 @@ import numpy as np
 import lossearch
 from lossearch.data import Dataset
 
+pytestmark = pytest.mark.long
+
 @lossearch.dataset(task="multiclass")
 def slow(*, path: str = "") -> Dataset:
     """Points, once there is a file called go."""

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lossearch.study import StudyResult, read_study, start
-from lossearch.study.session import renew
+from lossearch.study.finish import renew
 from lossearch.trials.ledger import replay
 from lossearch.trials.proposer import MIN_BASELINE
 
@@ -40,7 +40,7 @@ def test_what_fails_of_a_report_takes_nothing_else_away(
         raise ZeroDivisionError("never mind")
 
     monkeypatch.setattr("lossearch.study.outputs.shapes", fail)
-    monkeypatch.setattr("lossearch.study.session.importance", fail)
+    monkeypatch.setattr("lossearch.study.finish.importance", fail)
     monkeypatch.setattr("lossearch.report.plots._curves", fail)
     for left in [result.folder / "report.html", *(result.folder / "plots").iterdir()]:
         left.unlink()

@@ -32,6 +32,8 @@ from typing import Annotated
 import torch.nn.functional as F
 import lossearch
 
+pytestmark = pytest.mark.long
+
 Path("{mark}").touch()
 
 @lossearch.loss(task="multiclass")
