@@ -21,6 +21,8 @@ from lossearch.study.finish import renew
 from lossearch.study.folder import Folder, claimed
 from lossearch.study.setup import Setup
 
+pytestmark = pytest.mark.long
+
 Write = Callable[..., Path]
 StopAt = Callable[..., Any]
 Ledger = Callable[[Path], list[dict[str, Any]]]
@@ -32,8 +34,6 @@ from pathlib import Path
 import numpy as np
 import lossearch
 from lossearch.data import Dataset
-
-pytestmark = pytest.mark.long
 
 @lossearch.dataset(task="multiclass")
 def slow(*, path: str = "") -> Dataset:

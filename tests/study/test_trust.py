@@ -23,6 +23,8 @@ from lossearch.study.finish import renew
 from lossearch.study.folder import Folder
 from lossearch.study.outputs import copy_plugins, export
 
+pytestmark = pytest.mark.long
+
 Write = Callable[..., Path]
 StopAt = Callable[..., Any]
 
@@ -31,8 +33,6 @@ from pathlib import Path
 from typing import Annotated
 import torch.nn.functional as F
 import lossearch
-
-pytestmark = pytest.mark.long
 
 Path("{mark}").touch()
 
