@@ -84,7 +84,7 @@ class Run(Journal):
             else:
                 return None
         while not self.over:
-            with self.ledger.together():
+            with self.together():
                 jobs = self._phase.jobs(self.size)
             if jobs:
                 return self._hand_out(jobs)
@@ -97,7 +97,7 @@ class Run(Journal):
         self._flying.discard(unit.number)
         if unit.measure and self.state.unit is None:
             self.record("measured", jobs=result.size or 1, problem=result.problem)
-        with self.ledger.together():
+        with self.together():
             for each in result.jobs:
                 self._phase.report(each)
 

@@ -4,7 +4,7 @@ Everything else is derived from it: what Optuna knows, what MLflow shows, the re
 is ever asked what happened. :func:`replay` turns the lines into a :class:`State`.
 
 Events and their own keys (each line also has ``event``, ``time`` (seconds since 1970) and, at its
-end, ``check``, which no row in memory has; see :mod:`lossearch.trials.rows`):
+end, ``more`` and ``check``, which no row in memory has; see :mod:`lossearch.trials.rows`):
 
 ``study``      name, config (resolved), data (the DataInfo), model, versions, plugins, left_out
 ``resumed``    (nothing more)
@@ -33,14 +33,14 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from lossearch.errors import BusyError, StorageError, StudyError
-from lossearch.trials.rows import Row, finite, from_lines, last_check, to_line
+from lossearch.trials.rows import Row, complete, finite, from_lines, last_check, to_lines
 
 try:
     import fcntl
@@ -54,7 +54,7 @@ Status = Literal["running", "finished", "pruned", "failed", "rejected"]
 class Ledger:
     """An append-only file of JSON lines, and the lock of its study.
 
-    Each line is on the disk before ``append`` returns, or before :meth:`together` ends. While it
+    Each line is on the disk before ``append`` returns, or when :meth:`together` ends. While it
     is open no other process gets the study; the system lets go of it when the process ends.
 
     Raises:
@@ -80,57 +80,60 @@ class Ledger:
             self._file.close()  # who held it has taken it away: its study never began
         self._together = False
         self._refused: OSError | None = None
-        *lines, torn = path.read_bytes().split(b"\n")
+        self._rows: list[Row] = []  # those that wait for the end of a block
+        content = path.read_bytes()
+        lines = complete(content.split(b"\n")[:-1])
         self._check = last_check(lines)
         self._end = sum(len(line) + 1 for line in lines)
-        if torn:
+        if self._end < len(content):
             self._cut()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Rows that are appended in here reach the disk at once: a disk takes ms for each time.
+        """Rows that are appended in here are one: after a kill all of them are there, or none.
 
-        Raises:
-            StudyError: the disk is full or the folder is gone.
+        They are written at once when the block ends; an error in it leaves none.
         """
         self._together = True
         try:
             yield
+            if self._rows:
+                self._write(self._rows)
         finally:
-            self._together = False
-            self._write(b"")
+            self._together, self._rows = False, []
 
     def append(self, event: str, **values: Any) -> Row:
-        """Write one event durably and return its row.
+        """Write one event durably, unless within :meth:`together`, and return its row.
 
         Raises:
             StorageError: the disk is full or the folder is gone; the study must stop.
         """
         row = {"event": event, "time": round(time.time(), 3), **finite(values)}
-        line, check = to_line(row, self._check)
-        self._write(line)
-        self._check = check
+        if self._together:
+            self._rows.append(row)
+        else:
+            self._write([row])
         return row
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
         if self._refused is not None:
             raise self._error(self._refused)
+        lines, check = to_lines(rows, self._check)
         try:
-            if self._file.write(line) != len(line):
+            if self._file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._cut()
             raise self._error(error) from None
-        self._end += len(line)
-        if not self._together:
-            try:
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                self._refused = error  # a later one would succeed, and mean nothing
-                raise self._error(error) from None
+        self._check, self._end = check, self._end + len(lines)
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._refused = error  # a later one would succeed, and mean nothing
+            raise self._error(error) from None
 
     def _cut(self) -> None:
-        """Take half a line off the end; where that fails too, nothing is written behind it."""
+        """Take half a write off the end; where that fails too, nothing is written behind it."""
         try:
             self._file.truncate(self._end)
         except OSError as error:
@@ -147,7 +150,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[Row]:
-    """All rows of a ledger; a line torn by a kill in the middle of a write is left out.
+    """All rows of a ledger; what a kill in the middle of a write has left is left out.
 
     Raises:
         StudyError: there is no ledger at ``path``, or a line in it is damaged, lost or doubled.

@@ -3,6 +3,9 @@
 A line ends with its ``check``: a hash of the line and of the check before it. So a line that was
 altered, lost, doubled or moved is seen, at the place where it happened. Lines of ledgers that were
 begun without checks have none; those that are added to such a ledger go on from its lines.
+
+Rows that were written as one say ``more``, but for the last of them. Where that one is missing,
+the write was cut off, and none of them counts.
 """
 
 from __future__ import annotations
@@ -19,14 +22,25 @@ from lossearch.errors import StudyError
 
 Row = dict[str, Any]
 _KEY = b', "check": "'
+_MORE = b', "more": true}'
 _END = re.compile(rb'([0-9a-f]{16})"\}')
 
 
-def to_line(row: Row, before: str) -> tuple[bytes, str]:
-    """A row's line, and its check, which the next one needs; numbers must be finite."""
-    body = json.dumps(row, ensure_ascii=False, default=str).encode()
-    check = _check(body, before)
-    return b"".join((body[:-1], _KEY, check.encode(), b'"}\n')), check
+def to_lines(rows: Sequence[Row], before: str) -> tuple[bytes, str]:
+    """The lines of rows that are written as one, and the last one's check.
+
+    Args:
+        rows: The rows; their numbers must be finite.
+        before: The check of the line before them.
+    """
+    lines = bytearray()
+    for number, row in enumerate(rows, 1):
+        body = json.dumps(row, ensure_ascii=False, default=str).encode()
+        if number < len(rows):
+            body = body[:-1] + _MORE
+        before = _check(body, before)
+        lines += body[:-1] + _KEY + before.encode() + b'"}\n'
+    return bytes(lines), before
 
 
 def from_lines(lines: Sequence[bytes], path: Path) -> list[Row]:
@@ -38,7 +52,7 @@ def from_lines(lines: Sequence[bytes], path: Path) -> list[Row]:
     rows: list[Row] = []
     places: dict[str, int] = {}  # of the lines that have a check
     before = ""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(complete(lines), 1):
         body, check = _split(line)
         try:
             row = json.loads(body)
@@ -46,6 +60,8 @@ def from_lines(lines: Sequence[bytes], path: Path) -> list[Row]:
             row = None
         if not isinstance(row, dict) or "event" not in row:
             raise _damaged(path, number, "is not a ledger row")
+        if body.endswith(_MORE):
+            del row["more"]
         wanted = _check(body, before)
         if check in places:
             raise _damaged(path, number, f"is line {places[check]} once more")
@@ -60,6 +76,14 @@ def from_lines(lines: Sequence[bytes], path: Path) -> list[Row]:
             places[check] = number
         before = wanted
     return rows
+
+
+def complete(lines: Sequence[bytes]) -> Sequence[bytes]:
+    """The lines without those at the end whose write was cut off."""
+    count = len(lines)
+    while count and _split(lines[count - 1])[0].endswith(_MORE):
+        count -= 1
+    return lines[:count]
 
 
 def last_check(lines: Iterable[bytes]) -> str:

@@ -26,6 +26,7 @@ import yaml
 
 from lossearch.tracking.records import study_id
 from lossearch.trials.ledger import read_ledger
+from lossearch.trials.rows import complete
 
 SEED = int(os.environ.get("LOSSEARCH_FAULTS_SEED", "0"))
 LIMIT = 600.0  # seconds that no run of these takes, nor a fault in it
@@ -207,9 +208,9 @@ def whole_study(base: Path, **changes: Any) -> Whole:
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    """The whole lines of a ledger."""
+    """The lines of a ledger that count."""
     with suppress(FileNotFoundError):
-        return (folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
+        return list(complete((folder / "ledger.jsonl").read_bytes().split(b"\n")[:-1]))
     return []
 
 

@@ -212,15 +212,14 @@ def test_what_a_full_disk_cut_short_is_cut_off_before_writing_on(
     ledger.append("study")
     row = path.stat().st_size
     block = ledger.together() if together else nullcontext()
-    with pytest.raises(StorageError, match=r"No space left.*lossearch resume"), block:
-        ledger.append("resumed")
-        whole = path.read_bytes()
-        with room_for(len(whole) + row // 2):
-            ledger.append("proposed", **PROPOSED)
-    assert path.read_bytes() == whole
+    with room_for(3 * row), pytest.raises(StorageError, match=r"No space left.*resume"), block:
+        for _ in range(9):
+            ledger.append("confirmed")
+    kept = 1 if together else 2
+    assert len(path.read_bytes().splitlines()) == kept
     ledger.append("resumed")  # after room was made
     ledger.close()
-    assert [r["event"] for r in read_ledger(path)] == ["study", "resumed", "resumed"]
+    assert [r["event"] for r in read_ledger(path)][kept:] == ["resumed"]
 
 
 def test_half_a_line_that_cannot_be_cut_off_has_nothing_behind_it(
@@ -403,9 +402,34 @@ def test_rows_that_belong_together_reach_the_disk_at_once(
         ledger.append("resumed")
         assert synced == [1]
     assert synced == [1, 3]
+    with ledger.together():
+        pass
+    assert synced == [1, 3]
     with pytest.raises(KeyboardInterrupt), ledger.together():
-        ledger.append("resumed")
+        ledger.append("ended")
         raise KeyboardInterrupt
     ledger.append("resumed")
-    assert synced == [1, 3, 4, 5]
+    assert synced == [1, 3, 4]
     ledger.close()
+    assert [r["event"] for r in read_ledger(ledger.path)] == ["resumed"] * 4
+
+
+def test_of_rows_that_belong_together_all_count_or_none(path: Path) -> None:
+    """Wherever a kill, or a power cut, has ended the write."""
+    ledger = Ledger(path)
+    ledger.append("study")
+    before = path.read_bytes()
+    with ledger.together():
+        rows = [ledger.append("proposed", **PROPOSED | {"trial": n}) for n in range(3)]
+    ledger.close()
+    after = path.read_bytes()
+    assert read_ledger(path)[1:] == rows
+    for size in range(len(before), len(after)):
+        path.write_bytes(after[:size])
+        assert [r["event"] for r in read_ledger(path)] == ["study"]
+    path.write_bytes(after[:-10])
+    ledger = Ledger(path)
+    assert path.read_bytes() == before
+    ledger.append("resumed")
+    ledger.close()
+    assert [r["event"] for r in read_ledger(path)] == ["study", "resumed"]
