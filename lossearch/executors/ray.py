@@ -80,7 +80,8 @@ class _UnitTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self.start is not None:
-            ray.get(self.start.arrive.remote())
+            with suppress(ray.exceptions.RayActorError):  # killed itself: then nobody waits
+                ray.get(self.start.arrive.remote())
             self.start = None
         with watched(_words(self.bench.recipe, self.unit), self.bench.limit(self.unit)):
             return {"done": True, "unit_result": self.bench.run(self.unit)}
