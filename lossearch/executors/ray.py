@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
 _PATIENCE = 60.0  # seconds that a worker waits for the others
@@ -80,7 +81,7 @@ class _UnitTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self.start is not None:
-            with suppress(ray.exceptions.RayActorError):  # killed itself: then nobody waits
+            with suppress(RayActorError):  # killed itself: then nobody waits
                 ray.get(self.start.arrive.remote())
             self.start = None
         with watched(_words(self.bench.recipe, self.unit), self.bench.limit(self.unit)):
