@@ -32,18 +32,13 @@ def evaluating(model: object, kind: type[nn.Module] = nn.Module) -> Iterator[Non
 
 
 @contextmanager
-def process_state_kept() -> Iterator[None]:
-    """Put back what code in here changes of the process, so that nobody after it trains by it.
+def torch_modes_kept() -> Iterator[None]:
+    """Put back what code in here changes of torch, in microseconds.
 
-    Grad and autocast mode, torch's defaults of type, device, threads, determinism, precision and
-    anomaly detection, the random states of Python and NumPy and NumPy's handling of errors, the
-    working directory and the environment. Torch's own random state is its user's to fork.
+    Grad and autocast mode, the defaults of type, device, threads, determinism, precision and
+    anomaly detection.
     """
-    folder = os.getcwd()
-    environment = dict(os.environ)
-    python, numpy, errors = random.getstate(), np.random.get_state(), np.geterr()
-    before = _torch_state()
-    device = torch.get_default_device()
+    before, device = _torch_state(), torch.get_default_device()
     try:
         yield
     finally:
@@ -54,6 +49,21 @@ def process_state_kept() -> Iterator[None]:
         if torch.get_default_device() != device:
             # "cpu" would leave a mode behind that every call goes through
             torch.set_default_device(None if device.type == "cpu" else device)
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Put back what code in here changes of the process, so that nobody after it trains by it.
+
+    Torch's modes, the random states of Python and NumPy and NumPy's handling of errors, the
+    working directory and the environment. Torch's own random state is its user's to fork.
+    """
+    folder, environment = os.getcwd(), dict(os.environ)
+    python, numpy, errors = random.getstate(), np.random.get_state(), np.geterr()
+    try:
+        with torch_modes_kept():
+            yield
+    finally:
         random.setstate(python)
         np.random.set_state(numpy)
         np.seterr(**errors)

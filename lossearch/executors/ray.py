@@ -34,6 +34,7 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
+_WORDS = ".words-"  # how the names of files begin in which workers say how they ended
 _PATIENCE = 60.0  # seconds that a worker waits for the others
 
 
@@ -90,7 +91,8 @@ class _UnitTrainable(tune.Trainable):
 
 def _words(recipe: Recipe, unit: Unit) -> Path:
     """Where a worker says how it ended: it lies with the checkpoints, which all nodes share."""
-    return recipe.checkpoints / f".{unit.number}-{unit.jobs[0].name if unit.jobs else 'measure'}"
+    first = unit.jobs[0].name if unit.jobs else "measure"
+    return recipe.checkpoints / f"{_WORDS}{unit.number}-{first}"
 
 
 class _Feed(Searcher):
@@ -197,6 +199,8 @@ class RayExecutor:
 
     def run(self, bench: Bench, source: Source) -> None:
         recipe = bench.recipe
+        for left in recipe.checkpoints.glob(f"{_WORDS}*"):  # of workers whose driver was killed
+            left.unlink(missing_ok=True)
         start = _Start.remote()
         feed = _Feed(Rescue(source), recipe, self.workers, start)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.workers)  # all start at once

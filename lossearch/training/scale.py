@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lossearch.components.inputs import fed, without_several
-from lossearch.components.modes import process_state_kept
+from lossearch.components.modes import torch_modes_kept
 from lossearch.grouped import Grouped, by_signature
 from lossearch.models import CosineHead
 from lossearch.objective import Objective, cosine_scale
@@ -85,7 +85,7 @@ class Scale:
         return found
 
     def _built(self, spec: ObjectiveSpec) -> Objective | None:
-        with torch.random.fork_rng(), process_state_kept():
+        with torch.random.fork_rng(), torch_modes_kept():
             try:
                 return self.plan.objective(spec, self.seed)
             except Exception:  # whatever a plugin raises; training will say what it was
@@ -96,7 +96,7 @@ class Scale:
         first = self._alone(same[0])
         if len(same) > 1 and math.isfinite(first) and cosine_scale(same[0]) is None:
             try:
-                with process_state_kept():
+                with torch_modes_kept():
                     found = self._together(same)
             except Exception:  # a loss that vmap cannot take
                 found = [math.nan]
@@ -105,7 +105,7 @@ class Scale:
         return [first, *(self._alone(objective) for objective in same[1:])]
 
     def _alone(self, objective: Objective) -> float:
-        with torch.random.fork_rng(), process_state_kept():
+        with torch.random.fork_rng(), torch_modes_kept():
             try:
                 return self._norm(objective)
             except Exception:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossearch.components.modes import process_state_kept
+from lossearch.components.modes import torch_modes_kept
 from lossearch.grouped import Grouped, by_signature, signature
 from lossearch.objective import Objective, cosine_scale
 from lossearch.registry import Registry
@@ -238,7 +238,7 @@ class Looks:
         with alone():
             built = [self._built(spec) for spec in self.specs]
             for places in by_signature(built):
-                with process_state_kept():
+                with torch_modes_kept():
                     function = self._together([o for i in places if (o := built[i]) is not None])
                 if function is not None:
                     self.together.append((places, function))
@@ -252,7 +252,7 @@ class Looks:
 
     def _built(self, spec: ObjectiveSpec) -> Objective | None:
         try:
-            with process_state_kept():
+            with torch_modes_kept():
                 objective = Objective(spec, self.registry, {**self.probe.facts, "seed": 0})
         except Exception:  # it will be built again, and raise, where reasons are given
             return None
